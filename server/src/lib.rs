@@ -1,0 +1,1 @@
+//! Room of the workspace; see `docs/architecture.md`.

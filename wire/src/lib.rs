@@ -1,0 +1,6 @@
+//! Types that cross a process boundary: the file the operator writes for a server, the internal status contract,
+//! termination messages, OpenAI and problem+json bodies. No I/O, no business rules.
+
+pub mod config;
+pub mod internal;
+pub mod termination;
