@@ -1,0 +1,162 @@
+# Candela: the front door. `make help` lists the targets.
+#
+# What a target needs it installs itself: Debian packages by apt-get, Python packages into .venv, Rust and Go
+# dependencies by cargo and go. Nothing outside the repository changes otherwise.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.DELETE_ON_ERROR:
+
+# The pinned toolchain may be present under the name `stable` only, on machines where rustup cannot download.
+channel := $(shell sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+ifeq ($(shell rustup toolchain list 2>/dev/null | grep -c '^$(channel)-'),0)
+  ifneq ($(shell RUSTUP_TOOLCHAIN=stable rustc --version 2>/dev/null | grep -c ' $(channel) '),0)
+    export RUSTUP_TOOLCHAIN := stable
+  endif
+endif
+
+# Incremental artifacts help a person who edits, and only cost disk in a fresh clone.
+ifeq ($(CI),true)
+  export CARGO_INCREMENTAL := 0
+  export CARGO_TERM_COLOR := never
+endif
+
+CARGO := cargo
+# All Rust is built with one profile and one feature set, so that each crate is compiled once.
+RUST := --release --workspace
+XTASK := $(CARGO) run --quiet --release -p xtask --
+
+KUBERNETES_VERSION := v1.35.0
+CLUSTER := target/cluster/candela-cluster
+GO_VERSION_FLAGS := -X k8s.io/component-base/version.gitVersion=$(KUBERNETES_VERSION) \
+	-X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=35
+export GOFLAGS := -trimpath
+
+LOGS := target/logs
+VENV := .venv
+
+PACKAGES := containerd runc containernetworking-plugins nftables iptables conntrack iproute2 util-linux \
+	buildah gcc g++ make pkg-config curl ca-certificates
+
+##@ Run it
+.PHONY: demo
+demo: deps cluster-bin ## A cluster, Candela, two sample models and a streamed chat, on this machine
+	@$(CARGO) build --release --workspace --bins
+	@$(XTASK) image
+	@$(XTASK) demo up
+
+.PHONY: demo-down
+demo-down: ## Remove everything that `make demo` started
+	@$(XTASK) demo down
+
+##@ Prove it
+# Order: what fails fastest first; everything that needs binaries after the one build.
+TEST_PHASES := deps fmt cluster-bin rust-build check images rust-test go-test python-test clippy
+.PHONY: test
+test: ## Everything that CI runs; prints seconds per phase
+	@mkdir -p $(LOGS); : > $(LOGS)/phases; rm -f $(LOGS)/*-test.log; all=$$SECONDS; \
+	for phase in $(TEST_PHASES); do \
+	  start=$$SECONDS; printf '\n=== %s\n' "$$phase"; \
+	  if $(MAKE) $$phase; then \
+	    printf '=== %-12s %5d s\n' "$$phase" $$((SECONDS - start)) | tee -a $(LOGS)/phases; \
+	  else \
+	    printf '=== %s failed after %d s\n' "$$phase" $$((SECONDS - start)); cat $(LOGS)/phases; exit 1; \
+	  fi; \
+	done; \
+	printf '\n'; cat $(LOGS)/phases; printf '=== %-12s %5d s\n' total $$((SECONDS - all)); $(MAKE) test-count
+
+.PHONY: test-count
+test-count: # The sum of what the test runners said, on one line.
+	@cat $(LOGS)/*-test.log | awk ' \
+	  /^test result:/ { p += $$4; f += $$6; s += $$8 } \
+	  /^ *--- PASS:/ { p++ } /^ *--- FAIL:/ { f++ } /^ *--- SKIP:/ { s++ } \
+	  /^=* *[0-9]+ passed.* in [0-9.]+s/ { for (i = 2; i <= NF; i++) { if ($$i ~ /^passed/) p += $$(i-1); if ($$i ~ /^failed/) f += $$(i-1); if ($$i ~ /^skipped/) s += $$(i-1) } } \
+	  END { printf "tests: %d passed, %d failed, %d skipped\n", p, f, s }'
+
+.PHONY: fmt
+fmt:
+	@$(CARGO) fmt --all --check
+	@test -z "$$(gofmt -l tests/cluster | tee /dev/stderr)" || { echo "run: gofmt -w tests/cluster"; exit 1; }
+
+.PHONY: clippy
+clippy:
+	@$(CARGO) clippy $(RUST) --all-targets -- --deny warnings
+
+.PHONY: rust-build
+rust-build: # Binaries and test programs in one go: the features of dependencies are the same for both.
+	@$(CARGO) build $(RUST) --all-targets
+
+.PHONY: rust-test
+rust-test:
+	@mkdir -p $(LOGS); $(CARGO) test $(RUST) --no-fail-fast 2>&1 | tee $(LOGS)/rust-test.log
+
+.PHONY: go-test
+go-test: cluster-bin
+	@mkdir -p $(LOGS); cd tests/cluster && go vet ./... && go test -v -timeout 20m ./... 2>&1 | tee $(CURDIR)/$(LOGS)/go-test.log
+
+.PHONY: python-test
+python-test: venv
+	@mkdir -p $(LOGS); if ls server/tests/test_*.py >/dev/null 2>&1; then \
+	  $(VENV)/bin/python -m pytest -q server/tests 2>&1 | tee $(LOGS)/python-test.log; \
+	else echo "no Python tests yet"; fi
+
+.PHONY: check
+check: ## Generated files are clean, no file is too long or orphaned, every crate takes the lints
+	@$(XTASK) check
+
+.PHONY: prove
+prove: rust-build images cluster-bin ## The long proofs (resumable; raw results under docs/proofs/)
+	@CANDELA_PROVE=1 $(CARGO) test $(RUST) -p candela-tests -- --include-ignored --test-threads 1
+
+##@ Make it
+.PHONY: build
+build: deps cluster-bin ## Binaries, images and the test cluster's binary
+	@$(CARGO) build --release --workspace --bins
+	@$(XTASK) image
+
+.PHONY: images
+images: ## OCI images of operator and server under target/images
+	@$(XTASK) image
+
+.PHONY: cluster-bin
+cluster-bin: ## Kubernetes, etcd and CoreDNS in one binary: target/cluster/candela-cluster
+	@mkdir -p target/cluster
+	@cd tests/cluster && go build -ldflags='-s -w $(GO_VERSION_FLAGS)' -o $(CURDIR)/$(CLUSTER) .
+
+.PHONY: gen
+gen: ## Write the generated files: CRDs, RBAC, tables of the documentation
+	@$(XTASK) gen
+
+.PHONY: golden
+golden: venv ## Make the golden logits again (needs torch and transformers, installed into .venv)
+	@$(VENV)/bin/python -m pip install -q -r server/engine/golden/requirements.txt
+	@$(VENV)/bin/python server/engine/golden/make.py
+
+.PHONY: venv
+venv: $(VENV)/.done
+$(VENV)/.done: $(wildcard server/tests/requirements.txt)
+	@test -x $(VENV)/bin/python || python3 -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install -q pytest $(if $(wildcard server/tests/requirements.txt),-r server/tests/requirements.txt)
+	@touch $@
+
+.PHONY: deps
+deps: ## Debian packages and the Rust toolchain, if something is missing
+	@missing=""; for p in $(PACKAGES); do \
+	  dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" != 0 ]; then echo "as root, run: apt-get install -y --no-install-recommends$$missing"; exit 1; fi; \
+	  echo "installing:$$missing"; apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends$$missing; \
+	fi
+	@cargo --version >/dev/null 2>&1 || rustup toolchain install
+	@go version >/dev/null || { echo "Go 1.25 or newer is needed"; exit 1; }
+
+.PHONY: clean
+clean: demo-down ## Remove what was built, and the demo
+	@$(CARGO) clean
+	@rm -rf $(VENV)
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
