@@ -1,1 +1,35 @@
-fn main() {}
+//! The project's own tools: `cargo run --release -p xtask -- COMMAND`. Each command is one module.
+
+mod generate;
+mod image;
+mod train;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "xtask", about = "Candela's build and maintenance tools")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write the files that are generated from code: CRDs, RBAC, reference tables.
+    Gen(generate::Args),
+    /// Fail if a generated file differs from the code.
+    Check(generate::Args),
+    /// Train the demo model, `builtin://demo`.
+    TrainDemo(train::Args),
+    /// Build OCI images without a Docker daemon.
+    Image(image::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Gen(args) => generate::run(args),
+        Command::Check(args) => generate::check(args),
+        Command::TrainDemo(args) => train::run(args),
+        Command::Image(args) => image::run(args),
+    }
+}
