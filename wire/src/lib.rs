@@ -3,4 +3,7 @@
 
 pub mod config;
 pub mod internal;
+pub mod openai;
+pub mod problem;
+pub mod sse;
 pub mod termination;
