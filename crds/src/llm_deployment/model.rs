@@ -1,0 +1,89 @@
+//! `spec.model`.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The model to serve.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.revision) || (has(self.uri) && self.uri.startsWith('hf://'))")
+        .message("model.revision is a commit, tag or branch of an hf:// repository: remove it, or write model.uri as hf://ORG/NAME"),
+    validation = Rule::new("!has(self.credentialsRef) || (has(self.uri) && (self.uri.startsWith('hf://') || self.uri.startsWith('http://') || self.uri.startsWith('https://')))")
+        .message("model.credentialsRef is only sent to hf:// and http(s):// sources: remove it, or change model.uri"),
+    validation = Rule::new("!has(self.verification) || (has(self.uri) && !self.uri.startsWith('builtin://'))")
+        .message("builtin:// models come verified with the image: remove model.verification")
+)]
+pub struct Model {
+    /// Where the weights are: `builtin://demo`, `hf://ORG/NAME`, `http(s)://HOST/PATH` (one `.gguf` file, or a
+    /// folder with `config.json`), or `pvc://CLAIM/PATH`. Only engine Custom may leave it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    #[x_kube(validation = Rule::new("self.matches('^builtin://demo$|^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$|^https?://[A-Za-z0-9._-]+(:[0-9]{1,5})?/[!-~]+$|^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[A-Za-z0-9._/-]*)?$') && !self.contains('/../') && !self.endsWith('/..')")
+        .message("model.uri must be builtin://demo, hf://ORG/NAME, http://HOST/PATH, https://HOST/PATH or pvc://CLAIM/PATH (no spaces, no credentials, no ..)"))]
+    pub uri: Option<String>,
+    /// Commit, tag or branch of an `hf://` repository. Pin a commit: branches move.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128), regex(pattern = "^[A-Za-z0-9][A-Za-z0-9._/-]*$"))]
+    pub revision: Option<String>,
+    /// Name that clients send as `model`; absent = `metadata.name`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9]([A-Za-z0-9._/:-]*[A-Za-z0-9])?$') && !self.contains('..') && !self.contains('//')")
+        .message("model.servedName must be letters, digits and . _ / : - (no .. and no //), starting and ending with a letter or digit"))]
+    pub served_name: Option<String>,
+    /// Format of the weights; absent = found in the files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<WeightsFormat>,
+    /// Upper bound on prompt plus output, in tokens; absent = what the model's own configuration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self >= 16 && self <= 16777216").message("model.contextLength must be a number of tokens from 16 to 16777216"))]
+    pub context_length: Option<i32>,
+    /// What the model is for; absent = Generate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1), extend("x-kubernetes-list-type" = "set"))]
+    pub tasks: Vec<Task>,
+    /// Key of a Secret with a bearer token for the source. The Secret needs the label
+    /// `candela.dev/usable: "true"`, and the host of the source in its annotation `candela.dev/hosts`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_ref: Option<KeyRef>,
+    /// What the bytes must be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verification: Option<Verification>,
+}
+
+/// Format of the weight files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum WeightsFormat {
+    Safetensors,
+    Gguf,
+}
+
+/// What a model is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Task {
+    Generate,
+}
+
+/// One key of a Secret or ConfigMap in the same namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyRef {
+    /// Name of the object.
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub name: String,
+    /// Key in the object.
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[-._a-zA-Z0-9]+$"))]
+    pub key: String,
+}
+
+/// What the bytes of the model must be.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Verification {
+    /// SHA-256 in lower-case hex: of the file for a model of one file, of the sorted lines `SHA256  NAME` for a folder.
+    #[schemars(length(max = 64))]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9a-f]{64}$')").message("model.verification.sha256 must be 64 lower-case hex digits, as sha256sum prints them"))]
+    pub sha256: String,
+}

@@ -1,0 +1,66 @@
+//! What the operator saw of the cluster. Taken from caches, handed in whole; the planner asks for nothing more.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candela_wire::internal::ProcessStatus;
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::Value;
+
+use crate::OwnedKind;
+
+/// One namespace as seen from one LlmDeployment.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Live objects of the owned kinds: all whose controller is this LlmDeployment, and all that bear the name of a
+    /// child although they are not ours (that is how `NameConflict` is found).
+    pub children: BTreeMap<OwnedKind, Vec<Value>>,
+    /// Pods with the label `candela.dev/llmdeployment: NAME`.
+    pub pods: Vec<Pod>,
+    /// ReplicaSets with the same label.
+    pub replica_sets: Vec<ReplicaSet>,
+    /// Nodes of the cluster; empty = unknown, then nothing is said about fit.
+    pub nodes: Vec<NodeFacts>,
+    /// Secrets that the spec refers to, by name; one that is not here does not exist.
+    pub secrets: BTreeMap<String, SecretFacts>,
+    /// Names of the PersistentVolumeClaims that exist, at least of those that the spec refers to.
+    pub claims: BTreeSet<String>,
+    /// Latest answer of `/internal/v1/status`, by pod name.
+    pub processes: BTreeMap<String, ProcessStatus>,
+}
+
+/// A node, as far as placement is concerned.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeFacts {
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    /// Extended resources that the node can give, such as `nvidia.com/gpu: 4`; other resources may be left out.
+    pub allocatable: BTreeMap<String, i64>,
+    /// Cordoned, or not ready.
+    pub unschedulable: bool,
+}
+
+/// What is read of a Secret: never its values.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SecretFacts {
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+    /// Its keys; `None` if only the metadata was read.
+    pub keys: Option<BTreeSet<String>>,
+}
+
+impl Observed {
+    /// The live object of this kind and name, ours or not.
+    pub fn child(&self, kind: OwnedKind, name: &str) -> Option<&Value> {
+        self.children.get(&kind)?.iter().find(|object| object["metadata"]["name"].as_str() == Some(name))
+    }
+}
+
+/// The uid of the controller of an object, if it has one.
+pub(crate) fn controller_uid(object: &Value) -> Option<&str> {
+    object["metadata"]["ownerReferences"]
+        .as_array()?
+        .iter()
+        .find(|owner| owner["controller"].as_bool() == Some(true))?["uid"]
+        .as_str()
+}

@@ -1,0 +1,59 @@
+//! What the operator's configuration tells the planner.
+
+use candela_crds::EngineName;
+use serde::{Deserialize, Serialize};
+
+/// The planner's part of `operator.yaml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Settings {
+    /// Images by engine and device.
+    pub images: Vec<ImageRule>,
+    /// Whether the cluster's network plugin enforces NetworkPolicies.
+    #[serde(default)]
+    pub network_policy_enforced: NetworkPolicyEnforced,
+    /// Namespace of the operator; pods there may reach the servers' internal port.
+    #[serde(default = "operator_namespace")]
+    pub operator_namespace: String,
+}
+
+fn operator_namespace() -> String {
+    "candela-system".to_owned()
+}
+
+/// Which image serves which engine on which device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImageRule {
+    pub engine: EngineName,
+    pub device: Device,
+    pub image: String,
+    /// Arguments added after those that the operator writes.
+    #[serde(default)]
+    pub args: Vec<String>,
+}
+
+/// What a server computes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Device {
+    Cpu,
+    Nvidia,
+}
+
+impl Device {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "Cpu",
+            Self::Nvidia => "Nvidia",
+        }
+    }
+}
+
+/// Whether the cluster enforces NetworkPolicies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetworkPolicyEnforced {
+    Yes,
+    No,
+    #[default]
+    Unknown,
+}
