@@ -1,5 +1,6 @@
 //! The project's own tools: `cargo run --release -p xtask -- COMMAND`. Each command is one module.
 
+mod check;
 mod generate;
 mod image;
 mod train;
@@ -17,7 +18,7 @@ struct Cli {
 enum Command {
     /// Write the files that are generated from code: CRDs, RBAC, reference tables.
     Gen(generate::Args),
-    /// Fail if a generated file differs from the code.
+    /// Fail if a generated file differs from the code, a file is too long or belongs to no crate.
     Check(generate::Args),
     /// Train the demo model, `builtin://demo`.
     TrainDemo(train::Args),
@@ -28,7 +29,10 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Gen(args) => generate::run(args),
-        Command::Check(args) => generate::check(args),
+        Command::Check(args) => {
+            check::tree()?;
+            generate::check(args)
+        }
         Command::TrainDemo(args) => train::run(args),
         Command::Image(args) => image::run(args),
     }
