@@ -1,6 +1,7 @@
 //! The project's own tools: `cargo run --release -p xtask -- COMMAND`. Each command is one module.
 
 mod check;
+mod demo;
 mod generate;
 mod image;
 mod train;
@@ -24,6 +25,8 @@ enum Command {
     TrainDemo(train::Args),
     /// Build OCI images without a Docker daemon.
     Image(image::Args),
+    /// A cluster, Candela in it, two models and a chat, on this machine.
+    Demo(demo::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -35,5 +38,6 @@ fn main() -> anyhow::Result<()> {
         }
         Command::TrainDemo(args) => train::run(args),
         Command::Image(args) => image::run(args),
+        Command::Demo(args) => demo::run(args),
     }
 }
