@@ -13,7 +13,7 @@ pub use conditions::{Condition, ConditionStatus, ConditionType, Reason};
 pub use duration::{Duration, InvalidDuration};
 pub use llm_deployment::*;
 pub use quantity::{InvalidQuantity, Quantity};
-pub use schema::{crds, llm_deployment_crd};
+pub use schema::{crd_yaml, crds, llm_deployment_crd};
 
 /// API group of every kind.
 pub const GROUP: &str = "candela.dev";

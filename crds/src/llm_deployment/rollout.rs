@@ -64,7 +64,6 @@ impl JsonSchema for IntOrPercent {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "x-kubernetes-int-or-string": true,
-            "anyOf": [{"type": "integer"}, {"type": "string"}],
             "minimum": 0,
             "maximum": 1000,
             "pattern": "^(100|[1-9]?[0-9])%$",

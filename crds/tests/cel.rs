@@ -1,0 +1,326 @@
+//! Every CEL rule, evaluated in this process by kube-cel: one object that it lets pass, one that it refuses with its
+//! own message. The real API server gets the same objects in `tests/`.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::BTreeSet;
+
+use kube_cel::{RootContext, Validator};
+use serde_json::{Value, json};
+
+struct Case {
+    /// A part of the rule's message that no other rule has.
+    message: &'static str,
+    accept: &'static str,
+    reject: &'static str,
+    /// `metadata.name` of the rejected object, when that is what is wrong.
+    reject_name: Option<&'static str>,
+}
+
+/// A case whose objects are patches of the smallest spec: `{model: {uri: builtin://demo}, replicas: 1}`.
+const fn case(message: &'static str, accept: &'static str, reject: &'static str) -> Case {
+    Case { message, accept, reject, reject_name: None }
+}
+
+fn cases() -> Vec<Case> {
+    vec![
+        Case { reject_name: Some("2-models"), ..case("metadata.name also names a Service", "{}", "{}") },
+        case("model.uri is required", "{}", "{model: {}}"),
+        case(
+            "builtin:// models are part of Candela's own server image",
+            "{engine: {name: Custom, image: x}, model: {uri: 'hf://a/b'}}",
+            "{engine: {name: Custom, image: x}, model: {uri: 'builtin://demo'}}",
+        ),
+        case(
+            "model.contextLength has no effect with engine Custom",
+            "{model: {uri: 'builtin://demo', contextLength: 512}}",
+            "{engine: {name: Custom, image: x}, model: {contextLength: 512}}",
+        ),
+        case(
+            "routing.timeouts are enforced by Candela's own server only",
+            "{routing: {timeouts: {request: 30s}}}",
+            "{engine: {name: Custom, image: x}, model: {}, routing: {timeouts: {request: 30s}}}",
+        ),
+        case(
+            "model.format only chooses which files are fetched",
+            "{engine: {name: Custom, image: x}, model: {uri: 'hf://a/b', format: Gguf}}",
+            "{engine: {name: Custom, image: x}, model: {uri: 'pvc://c/m', format: Gguf}}",
+        ),
+        case(
+            "only what Candela fetches can be verified",
+            "{model: {uri: 'pvc://c/m', verification: {sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}}}",
+            "{engine: {name: Custom, image: x}, model: {uri: 'pvc://c/m', verification: {sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}}}",
+        ),
+        case("replicas must be a number from 0 to 1000", "{replicas: 1000}", "{replicas: -1}"),
+        case(
+            "model.revision is a commit, tag or branch",
+            "{model: {uri: 'hf://a/b', revision: main}}",
+            "{model: {uri: 'builtin://demo', revision: main}}",
+        ),
+        case(
+            "model.credentialsRef is only sent to",
+            "{model: {uri: 'https://h/m.gguf', credentialsRef: {name: s, key: token}}}",
+            "{model: {uri: 'pvc://c/m', credentialsRef: {name: s, key: token}}}",
+        ),
+        case(
+            "builtin:// models come verified with the image",
+            "{model: {uri: 'hf://a/b', verification: {sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}}}",
+            "{model: {uri: 'builtin://demo', verification: {sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}}}",
+        ),
+        case(
+            "model.uri must be builtin://demo",
+            "{model: {uri: 'http://h:8080/a/m.gguf'}}",
+            "{model: {uri: 's3://b/m'}}",
+        ),
+        case(
+            "model.servedName must be letters",
+            "{model: {uri: 'builtin://demo', servedName: 'org/chat-small:v1'}}",
+            "{model: {uri: 'builtin://demo', servedName: 'a/../b'}}",
+        ),
+        case(
+            "model.contextLength must be a number of tokens",
+            "{model: {uri: 'builtin://demo', contextLength: 16}}",
+            "{model: {uri: 'builtin://demo', contextLength: 0}}",
+        ),
+        case(
+            "model.verification.sha256 must be 64",
+            "{model: {uri: 'hf://a/b', verification: {sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}}}",
+            "{model: {uri: 'hf://a/b', verification: {sha256: E3B0}}}",
+        ),
+        case(
+            "engine Custom needs engine.image",
+            "{engine: {name: Candle}}",
+            "{engine: {name: Custom}, model: {}}",
+        ),
+        case(
+            "engine.image is only for engine Custom",
+            "{engine: {name: Custom, image: x}, model: {}}",
+            "{engine: {name: Candle, image: x}}",
+        ),
+        case(
+            "engine.args are only for engine Custom",
+            "{engine: {name: Custom, image: x, args: [a]}, model: {}}",
+            "{engine: {name: Candle, args: [a]}}",
+        ),
+        case(
+            "engine.env is only for engine Custom",
+            "{engine: {name: Custom, image: x, env: [{name: A, value: b}]}, model: {}}",
+            "{engine: {name: Candle, env: [{name: A, value: b}]}}",
+        ),
+        case(
+            "each variable needs exactly one of",
+            "{engine: {name: Custom, image: x, env: [{name: A, valueFrom: {secretKeyRef: {name: s, key: k}}}]}, model: {}}",
+            "{engine: {name: Custom, image: x, env: [{name: A}]}, model: {}}",
+        ),
+        case(
+            "PORT, MODEL_NAME and MODEL_PATH are set by Candela",
+            "{engine: {name: Custom, image: x, env: [{name: PORT2, value: '1'}]}, model: {}}",
+            "{engine: {name: Custom, image: x, env: [{name: PORT, value: '1'}]}, model: {}}",
+        ),
+        case(
+            "valueFrom needs exactly one of",
+            "{engine: {name: Custom, image: x, env: [{name: A, valueFrom: {configMapKeyRef: {name: s, key: k}}}]}, model: {}}",
+            "{engine: {name: Custom, image: x, env: [{name: A, valueFrom: {}}]}, model: {}}",
+        ),
+        case(
+            "resources.requests must not be above resources.limits",
+            "{resources: {requests: {cpu: 500m, memory: 1Gi}, limits: {cpu: 2, memory: 1024Mi}}}",
+            "{resources: {requests: {memory: 2Gi}, limits: {memory: 1G}}}",
+        ),
+        case(
+            "resources take cpu, memory",
+            "{resources: {limits: {cpu: '1', hugepages-2Mi: 4Mi}}}",
+            "{resources: {limits: {nvidia.com/gpu: '1'}}}",
+        ),
+        case(
+            "accelerator.device.resourceName must be DOMAIN/NAME",
+            "{accelerator: {device: {resourceName: nvidia.com/mig-1g.10gb, count: 1}}}",
+            "{accelerator: {device: {resourceName: gpu, count: 1}}}",
+        ),
+        case(
+            "accelerator.device.count must be",
+            "{accelerator: {device: {count: 64}}}",
+            "{accelerator: {device: {count: 0}}}",
+        ),
+        case(
+            "strategy Recreate stops every old replica first",
+            "{rollout: {strategy: Recreate}}",
+            "{rollout: {strategy: Recreate, maxSurge: 1}}",
+        ),
+        case(
+            "maxSurge and maxUnavailable must not both be 0",
+            "{rollout: {maxSurge: 0, maxUnavailable: 1}}",
+            "{rollout: {maxSurge: 0, maxUnavailable: 0%}}",
+        ),
+        case("maxSurge 0 needs maxUnavailable", "{rollout: {maxSurge: 25%}}", "{rollout: {maxSurge: 0}}"),
+        case(
+            "rollout.progressDeadline must be",
+            "{rollout: {progressDeadline: 1h30m}}",
+            "{rollout: {progressDeadline: 1s}}",
+        ),
+        case(
+            "firstToken must not be longer",
+            "{routing: {timeouts: {request: 2m, firstToken: 30s}}}",
+            "{routing: {timeouts: {request: 30s, firstToken: 2m}}}",
+        ),
+        case(
+            "routing.timeouts.request must be from",
+            "{routing: {timeouts: {request: 1h}}}",
+            "{routing: {timeouts: {request: 1ms}}}",
+        ),
+        case(
+            "routing.timeouts.firstToken must be from",
+            "{routing: {timeouts: {firstToken: 1s}}}",
+            "{routing: {timeouts: {firstToken: 48h}}}",
+        ),
+        case(
+            "each of podTemplate.volumeMounts must name",
+            "{podTemplate: {volumes: [{name: d, emptyDir: {}}], volumeMounts: [{name: d, mountPath: /data}]}}",
+            "{podTemplate: {volumeMounts: [{name: d, mountPath: /data}]}}",
+        ),
+        case(
+            "labels under candela.dev/",
+            "{podTemplate: {labels: {example.org/team: a}}}",
+            "{podTemplate: {labels: {app.kubernetes.io/instance: a}}}",
+        ),
+        case(
+            "annotations under candela.dev/",
+            "{podTemplate: {annotations: {example.org/team: a}}}",
+            "{podTemplate: {annotations: {candela.dev/config-hash: a}}}",
+        ),
+        case(
+            "podTemplate.terminationGracePeriod must be",
+            "{podTemplate: {terminationGracePeriod: 5m}}",
+            "{podTemplate: {terminationGracePeriod: 0s}}",
+        ),
+        case(
+            "each volume needs exactly one of",
+            "{podTemplate: {volumes: [{name: d, secret: {secretName: s}}]}}",
+            "{podTemplate: {volumes: [{name: d, hostPath: {path: /}}]}}",
+        ),
+        case(
+            "volume names starting with candela-",
+            "{podTemplate: {volumes: [{name: d, emptyDir: {}}]}}",
+            "{podTemplate: {volumes: [{name: candela-config, emptyDir: {}}]}}",
+        ),
+        case(
+            "mountPath must stay out of",
+            "{podTemplate: {volumes: [{name: d, emptyDir: {}}], volumeMounts: [{name: d, mountPath: /models2}]}}",
+            "{podTemplate: {volumes: [{name: d, emptyDir: {}}], volumeMounts: [{name: d, mountPath: /models/x}]}}",
+        ),
+    ]
+}
+
+fn object(name: &str, patch: &str) -> Value {
+    let mut spec = json!({"model": {"uri": "builtin://demo"}, "replicas": 1});
+    let patch: Value = serde_yaml::from_str(patch).unwrap();
+    for (key, value) in patch.as_object().unwrap() {
+        spec[key] = value.clone();
+    }
+    json!({
+        "apiVersion": "candela.dev/v1alpha1",
+        "kind": "LlmDeployment",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": spec,
+    })
+}
+
+fn refusals(object: &Value) -> Vec<String> {
+    let crd = serde_json::to_value(candela_crds::llm_deployment_crd()).unwrap();
+    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    let root = RootContext {
+        api_version: "candela.dev/v1alpha1".into(),
+        api_group: "candela.dev".into(),
+        kind: "LlmDeployment".into(),
+    };
+    match Validator::new().validate_with_context(schema, object, None, Some(&root)) {
+        Ok(()) => Vec::new(),
+        Err(errors) => errors.iter().map(|error| error.message.clone()).collect(),
+    }
+}
+
+fn rules(schema: &Value, found: &mut BTreeSet<String>) {
+    if let Some(rules) = schema["x-kubernetes-validations"].as_array() {
+        found.extend(
+            rules.iter().map(|rule| rule["message"].as_str().expect("every rule has a message").to_owned()),
+        );
+    }
+    for inner in schema["properties"].as_object().into_iter().flat_map(|p| p.values()) {
+        rules(inner, found);
+    }
+    for key in ["items", "additionalProperties"] {
+        if schema[key].is_object() {
+            rules(&schema[key], found);
+        }
+    }
+}
+
+#[test]
+fn each_rule_lets_one_object_pass_and_refuses_one() {
+    for Case { message, accept, reject, reject_name } in cases() {
+        assert_eq!(refusals(&object("chat", accept)), Vec::<String>::new(), "{message}: accepted object");
+        let refusals = refusals(&object(reject_name.unwrap_or("chat"), reject));
+        assert!(
+            refusals.iter().any(|refusal| refusal.contains(message)),
+            "{reject} should be refused with `{message}`, got {refusals:?}"
+        );
+    }
+}
+
+#[test]
+fn every_rule_has_a_case_and_every_case_a_rule() {
+    let crd = serde_json::to_value(candela_crds::llm_deployment_crd()).unwrap();
+    let mut found = BTreeSet::new();
+    rules(&crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"], &mut found);
+    let cases = cases();
+    for message in &found {
+        let n_cases = cases.iter().filter(|case| message.contains(case.message)).count();
+        assert_eq!(n_cases, 1, "cases for the rule `{message}`");
+    }
+    for case in &cases {
+        assert!(
+            found.iter().any(|message| message.contains(case.message)),
+            "no rule says `{}`",
+            case.message
+        );
+    }
+}
+
+#[test]
+fn names_are_bounded_at_fifty_characters() {
+    for (name, ok) in
+        [("a".repeat(50), true), ("a".repeat(51), false), ("a-".to_owned(), false), ("A".to_owned(), false)]
+    {
+        assert_eq!(refusals(&object(&name, "{}")).is_empty(), ok, "{name}");
+    }
+}
+
+#[test]
+fn sources_that_look_right_are_told_from_those_that_do_not() {
+    let accepted = [
+        "builtin://demo",
+        "hf://meta-llama/Llama-3.2-1B",
+        "https://models.example.org/a/b.gguf",
+        "http://10.0.0.1:8000/folder/",
+        "pvc://weights",
+        "pvc://weights/llama/3",
+    ];
+    let refused = [
+        "builtin://other",
+        "hf://llama",
+        "hf://a/b/c",
+        "https://user:secret@host/m",
+        "https://host",
+        "https://host/a b",
+        "pvc://Weights/x",
+        "pvc://weights/../etc",
+        "file:///etc/passwd",
+        "s3://bucket/x",
+    ];
+    for (uris, ok) in [(&accepted[..], true), (&refused[..], false)] {
+        for uri in uris {
+            let found = refusals(&object("chat", &format!("{{model: {{uri: '{uri}'}}}}")));
+            assert_eq!(found.is_empty(), ok, "{uri}: {found:?}");
+        }
+    }
+}
