@@ -1,0 +1,462 @@
+//! The server as clients meet it: a `tower::Service`, with a log of every request.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures::Future;
+use http::{Method, Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use kube::client::Body;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tower::Service;
+
+use super::answer::ApiError;
+use super::discovery;
+use super::faults::{Fault, Faults, Rule};
+use super::registry::{KINDS, Kind};
+use super::route::{self, Route, Target};
+use super::store::{Key, Store};
+use super::verbs::{Writer, Written};
+use super::watch::WatchStream;
+
+/// One request, as an audit log has it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    pub client: String,
+    pub verb: &'static str,
+    pub kind: &'static str,
+    pub namespace: String,
+    pub name: String,
+    pub subresource: Option<String>,
+    pub manager: String,
+    pub code: u16,
+    /// Something was stored.
+    pub committed: bool,
+    /// Body of a write or options of a delete.
+    pub body: Value,
+}
+
+impl Record {
+    pub fn is_write(&self) -> bool {
+        !matches!(self.verb, "get" | "list" | "watch")
+    }
+
+    /// Writes that say something about workloads: leases and events are not among them.
+    pub fn is_workload_write(&self) -> bool {
+        self.is_write() && !matches!(self.kind, "Lease" | "Event")
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Inner {
+    pub store: Store,
+    pub faults: Faults,
+    pub log: Vec<Record>,
+}
+
+/// An API server in memory. Clones are handles to the same one.
+#[derive(Clone, Debug)]
+pub struct FakeCluster {
+    inner: Arc<Mutex<Inner>>,
+    tick: Arc<watch::Sender<u64>>,
+}
+
+pub(super) type Broken = io::Error;
+type AnswerBody = UnsyncBoxBody<Bytes, Broken>;
+
+impl FakeCluster {
+    /// An empty cluster with the namespace `default`; `crd` is the OpenAPI schema of LlmDeployment.
+    pub fn new(crd: Value) -> Self {
+        let mut inner = Inner::default();
+        inner.store.crd = crd;
+        let cluster = Self { inner: Arc::new(Mutex::new(inner)), tick: Arc::new(watch::Sender::new(0)) };
+        cluster.must("POST", "/api/v1/namespaces", &json!({"metadata": {"name": "default"}}));
+        cluster
+    }
+
+    /// The same, with the schema of this build's LlmDeployment.
+    pub fn candela() -> Self {
+        let crd = serde_json::to_value(candela_crds::llm_deployment_crd()).unwrap_or_default();
+        Self::new(crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone())
+    }
+
+    /// A kube client whose requests carry this name in faults and in the log.
+    pub fn client(&self, name: &str) -> kube::Client {
+        kube::Client::new(self.service(name), "default")
+    }
+
+    /// The same as a service, to put layers on.
+    pub fn service(&self, name: &str) -> ApiService {
+        ApiService { cluster: self.clone(), client: name.to_owned() }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no holder panics while it changes the store")
+    }
+
+    pub(super) fn ticks(&self) -> watch::Receiver<u64> {
+        self.tick.subscribe()
+    }
+
+    pub(super) fn wake(&self) {
+        self.tick.send_modify(|n| *n += 1);
+    }
+
+    /// Changes faults or links, and wakes watches so that they notice.
+    pub fn disturb<T>(&self, change: impl FnOnce(&mut Faults) -> T) -> T {
+        let out = change(&mut self.lock().faults);
+        self.wake();
+        out
+    }
+
+    pub fn add_fault(&self, rule: Rule) {
+        self.disturb(|faults| faults.add(rule));
+    }
+
+    /// Stops a client's watches and pins what its caches may read to this moment.
+    pub fn freeze(&self, client: &str) {
+        let rv = self.version();
+        self.disturb(|faults| faults.link(client).frozen_at = Some(rv));
+    }
+
+    pub fn thaw(&self, client: &str) {
+        self.disturb(|faults| faults.link(client).frozen_at = None);
+    }
+
+    /// Resolves when a fault has killed the client.
+    pub async fn killed(&self, client: &str) {
+        let mut ticks = self.ticks();
+        let dead = || self.lock().faults.links.get(client).is_some_and(|link| link.dead);
+        while !dead() {
+            if ticks.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    pub fn version(&self) -> u64 {
+        self.lock().store.rv
+    }
+
+    /// Watches from before this moment get 410.
+    pub fn compact(&self) {
+        let mut inner = self.lock();
+        let rv = inner.store.rv;
+        inner.store.compact(rv);
+    }
+
+    pub fn log(&self) -> Vec<Record> {
+        self.lock().log.clone()
+    }
+
+    /// A mark in the log, for [`FakeCluster::since`].
+    pub fn mark(&self) -> usize {
+        self.lock().log.len()
+    }
+
+    pub fn since(&self, mark: usize) -> Vec<Record> {
+        self.lock().log[mark..].to_vec()
+    }
+
+    /// All objects of a kind.
+    pub fn all(&self, kind: &str) -> Vec<Value> {
+        let inner = self.lock();
+        let known = KINDS.iter().filter(|k| k.kind == kind);
+        known
+            .flat_map(|k| inner.store.of_kind(k).map(|(_, object)| object.clone()).collect::<Vec<_>>())
+            .collect()
+    }
+
+    pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
+        let kind = KINDS.iter().find(|k| k.kind == kind)?;
+        self.lock().store.get(&Key::new(kind, namespace, name)).cloned()
+    }
+
+    /// A request by nobody in particular, outside of all faults.
+    pub fn call(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        self.call_as("test", method, path, body)
+    }
+
+    /// A request by a client of this name. `apply=1` in the query makes a patch an apply.
+    pub fn call_as(&self, client: &str, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        let content = match method {
+            "PATCH" if path.contains("apply=1") => "application/apply-patch+yaml",
+            "PATCH" => "application/merge-patch+json",
+            _ => "application/json",
+        };
+        self.request(client, method, path, content, body)
+    }
+
+    /// A request with a content type; code 0 when it was not an ordinary one.
+    pub fn request(
+        &self,
+        client: &str,
+        method: &str,
+        path: &str,
+        content: &str,
+        body: &Value,
+    ) -> (u16, Value) {
+        let bytes = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", content)
+            .header("user-agent", client)
+            .body(bytes);
+        match request.map(|request| self.handle(client, &request)) {
+            Ok(Answer::Json(code, value)) => (code, value),
+            other => (0, json!({"message": format!("not an ordinary request: {}", other.is_ok())})),
+        }
+    }
+
+    /// The same, for what cannot fail.
+    ///
+    /// # Panics
+    /// When it fails.
+    #[expect(clippy::panic, reason = "test code states what cannot fail")]
+    pub fn must(&self, method: &str, path: &str, body: &Value) -> Value {
+        let (code, value) = self.call(method, path, body);
+        if code >= 300 {
+            panic!("{method} {path}: {code} {value}");
+        }
+        value
+    }
+
+    /// The last step of the namespace controller.
+    pub(super) fn remove_namespace(&self, name: &str) {
+        if let Some(kind) = Kind::find("", "v1", "namespaces") {
+            self.lock().store.commit(kind, &Key::new(kind, "", name), None);
+            self.wake();
+        }
+    }
+
+    fn handle(&self, client: &str, request: &Request<Bytes>) -> Answer {
+        let target = match route::parse(request.uri()) {
+            Route::Resource(target) => target,
+            Route::Discovery(path) => return Answer::of(discovery::answer(&path)),
+            Route::Missing => return Answer::error(&ApiError::injected(404)),
+        };
+        let verb = target.verb(request.method());
+        if verb == "watch" {
+            return match WatchStream::start(self.clone(), client, &target) {
+                Ok(stream) => {
+                    self.log_read(client, verb, &target, 200);
+                    Answer::Watch(Box::new(stream))
+                }
+                Err(error) => Answer::error(&error),
+            };
+        }
+        let mut inner = self.lock();
+        if inner.faults.link(client).dead {
+            return Answer::Broken;
+        }
+        let fault = inner.faults.meet(client, verb, &target);
+        let before = match fault {
+            Some(Fault::DropBefore) => Some(Answer::Broken),
+            Some(Fault::KillBefore) => {
+                inner.faults.link(client).dead = true;
+                Some(Answer::Broken)
+            }
+            Some(Fault::Refuse(code)) => Some(Answer::error(&ApiError::injected(code))),
+            _ => None,
+        };
+        if let Some(answer) = before {
+            inner.log.push(record(client, verb, &target, request, answer.code(), false));
+            drop(inner);
+            self.wake();
+            return answer;
+        }
+        let outcome = dispatch(&mut inner, client, &target, request);
+        let committed = outcome.as_ref().is_ok_and(|w| w.committed);
+        let mut answer = match outcome {
+            Ok(written) => Answer::Json(written.code, written.body),
+            Err(error) => Answer::error(&error),
+        };
+        inner.log.push(record(client, verb, &target, request, answer.code(), committed));
+        match fault {
+            Some(Fault::DropAfter) => answer = Answer::Broken,
+            Some(Fault::KillAfter) => {
+                inner.faults.link(client).dead = true;
+                answer = Answer::Broken;
+            }
+            Some(Fault::RefuseAfter(code)) => answer = Answer::error(&ApiError::injected(code)),
+            _ => {}
+        }
+        drop(inner);
+        if committed || fault.is_some() {
+            self.wake();
+        }
+        answer
+    }
+
+    fn log_read(&self, client: &str, verb: &'static str, target: &Target, code: u16) {
+        let entry = Record {
+            client: client.to_owned(),
+            verb,
+            kind: target.kind.kind,
+            namespace: target.namespace.clone(),
+            name: target.name.clone().unwrap_or_default(),
+            subresource: None,
+            manager: String::new(),
+            code,
+            committed: false,
+            body: Value::Null,
+        };
+        self.lock().log.push(entry);
+    }
+}
+
+fn parse_body(request: &Request<Bytes>) -> Value {
+    let bytes = request.body();
+    serde_json::from_slice(bytes).or_else(|_| serde_yaml::from_slice(bytes)).unwrap_or(Value::Null)
+}
+
+fn manager_of(target: &Target, request: &Request<Bytes>) -> String {
+    let agent = || {
+        let agent = request.headers().get("user-agent").and_then(|v| v.to_str().ok()).unwrap_or("unknown");
+        agent.split('/').next().unwrap_or(agent).to_owned()
+    };
+    target.text("fieldManager").map_or_else(agent, str::to_owned)
+}
+
+fn record(
+    client: &str,
+    verb: &'static str,
+    target: &Target,
+    request: &Request<Bytes>,
+    code: u16,
+    committed: bool,
+) -> Record {
+    let body = parse_body(request);
+    let created = body.pointer("/metadata/name").and_then(Value::as_str);
+    Record {
+        client: client.to_owned(),
+        verb,
+        kind: target.kind.kind,
+        namespace: target.namespace.clone(),
+        name: target.name.as_deref().or(created).unwrap_or_default().to_owned(),
+        subresource: target.subresource.clone(),
+        manager: manager_of(target, request),
+        code,
+        committed,
+        body,
+    }
+}
+
+fn dispatch(
+    inner: &mut Inner,
+    client: &str,
+    target: &Target,
+    request: &Request<Bytes>,
+) -> Result<Written, ApiError> {
+    let pinned = inner.faults.link(client).frozen_at;
+    let store = &mut inner.store;
+    let read = |value: Value| Written { code: 200, body: value, committed: false };
+    let kind = target.kind;
+    let missing = || Err(ApiError::injected(404));
+    match target.subresource.as_deref() {
+        None => {}
+        Some("status") if kind.has_status => {}
+        Some("scale") if kind.has_scale && request.method() == Method::GET => {
+            return store.read_scale(target);
+        }
+        Some("scale") if kind.has_scale => {}
+        Some(_) => return missing(),
+    }
+    let manager = manager_of(target, request);
+    let writer = Writer { manager: &manager };
+    let body = parse_body(request);
+    let content = request.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default();
+    match (request.method().as_str(), &target.name) {
+        ("GET", Some(_)) => store.read(target, pinned).map(read),
+        ("GET", None) => store.list(target, pinned).map(read),
+        ("POST", None) if body.is_object() => store.create(target, body, &writer),
+        ("PUT", Some(_)) if body.is_object() => store.update(target, body, &writer),
+        ("PATCH", Some(_)) if content.starts_with("application/apply-patch") && body.is_object() => {
+            store.apply(target, body, &writer)
+        }
+        ("PATCH", Some(_)) if content.starts_with("application/merge-patch") => {
+            store.merge_patch(target, &body, &writer)
+        }
+        ("PATCH", Some(_)) => Err(ApiError::new(
+            415,
+            "UnsupportedMediaType",
+            format!("the in-memory server takes merge and apply patches, not `{content}`"),
+        )),
+        ("DELETE", Some(_)) => store.delete(target, &body),
+        ("POST" | "PUT", _) => Err(ApiError::bad_request("the body is not an object")),
+        (method, _) => Err(ApiError::new(
+            405,
+            "MethodNotAllowed",
+            format!("{method} is not supported on {}", kind.plural),
+        )),
+    }
+}
+
+pub(super) enum Answer {
+    Json(u16, Value),
+    Watch(Box<WatchStream>),
+    Broken,
+}
+
+impl Answer {
+    fn of(answer: Result<Value, ApiError>) -> Self {
+        answer.map_or_else(|error| Self::error(&error), |value| Answer::Json(200, value))
+    }
+
+    fn error(error: &ApiError) -> Self {
+        Answer::Json(error.code, error.to_json())
+    }
+
+    fn code(&self) -> u16 {
+        match self {
+            Answer::Json(code, _) => *code,
+            Answer::Watch(_) => 200,
+            Answer::Broken => 0,
+        }
+    }
+}
+
+/// [`FakeCluster`] as one client sees it.
+#[derive(Clone, Debug)]
+pub struct ApiService {
+    cluster: FakeCluster,
+    client: String,
+}
+
+impl Service<Request<Body>> for ApiService {
+    type Response = Response<AnswerBody>;
+    type Error = tower::BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let Self { cluster, client } = self.clone();
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            let bytes = body.collect().await.map_err(|error| io::Error::other(error.to_string()))?.to_bytes();
+            // One turn of the scheduler between sending and handling, as on a wire.
+            tokio::task::yield_now().await;
+            let answer = cluster.handle(&client, &Request::from_parts(parts, bytes));
+            let response = Response::builder().header("content-type", "application/json");
+            Ok(match answer {
+                Answer::Broken => return Err(io::Error::from(io::ErrorKind::ConnectionReset).into()),
+                Answer::Json(code, value) => {
+                    let bytes = Full::new(Bytes::from(value.to_string()));
+                    let body = bytes.map_err(|never: Infallible| match never {});
+                    response.status(code).body(UnsyncBoxBody::new(body))?
+                }
+                Answer::Watch(stream) => response.status(200).body(stream.into_body())?,
+            })
+        })
+    }
+}
