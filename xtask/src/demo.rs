@@ -53,11 +53,7 @@ fn up(cluster: &Cluster) -> Result<()> {
     let started = Instant::now();
     let root = workspace_root()?;
     step("Starting a Kubernetes cluster with one fake GPU")?;
-    if cluster.is_running()? {
-        say(&format!("   it runs already; to start anew: {}\n", cluster.hint("down")))?;
-    } else {
-        cluster.up(&["--gpus", "1", "--gpu-product", "NVIDIA-H100-80GB-HBM3"])?;
-    }
+    cluster.up(&["--reuse", "--gpus", "1", "--gpu-product", "NVIDIA-H100-80GB-HBM3"])?;
 
     step("Loading the images of operator and server")?;
     let images = target_dir()?.join("images");

@@ -36,11 +36,6 @@ impl Cluster {
         format!("{} {verb} --name {}{tail}", self.binary.display(), self.name)
     }
 
-    pub(super) fn is_running(&self) -> Result<bool> {
-        let status = self.command("status").stdout(Stdio::null()).stderr(Stdio::null()).status();
-        Ok(status.with_context(|| format!("failed to run {}", self.binary.display()))?.success())
-    }
-
     pub(super) fn up(&self, options: &[&str]) -> Result<()> {
         // Its own lines are the progress that a person sees.
         let status =
