@@ -32,7 +32,6 @@ KUBERNETES_VERSION := v1.35.0
 CLUSTER := target/cluster/candela-cluster
 GO_VERSION_FLAGS := -X k8s.io/component-base/version.gitVersion=$(KUBERNETES_VERSION) \
 	-X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=35
-export GOFLAGS := -trimpath
 
 LOGS := target/logs
 VENV := .venv
