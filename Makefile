@@ -35,6 +35,8 @@ GO_VERSION_FLAGS := -X k8s.io/component-base/version.gitVersion=$(KUBERNETES_VER
 
 LOGS := target/logs
 VENV := .venv
+REQUIREMENTS := $(wildcard server/tests/requirements.txt server/tests/*/requirements.txt)
+PYTHON_TESTS := $(sort $(dir $(wildcard server/tests/test_*.py server/tests/*/test_*.py)))
 
 PACKAGES := containerd runc containernetworking-plugins nftables iptables conntrack iproute2 util-linux \
 	buildah gcc g++ make pkg-config curl ca-certificates
@@ -51,8 +53,9 @@ demo-down: ## Remove everything that `make demo` started
 	@$(XTASK) demo down
 
 ##@ Prove it
-# Order: what fails fastest first; everything that needs binaries after the one build.
-TEST_PHASES := deps fmt cluster-bin rust-build check images rust-test go-test python-test clippy
+# Order: what fails fastest first; what needs binaries and images after the one build; clippy compiles the
+# dependencies a second time, for their types only, and so comes last.
+TEST_PHASES := deps fmt venv cluster-bin rust-build check images rust-test go-test python-test clippy
 .PHONY: test
 test: ## Everything that CI runs; prints seconds per phase
 	@mkdir -p $(LOGS); : > $(LOGS)/phases; rm -f $(LOGS)/*-test.log; all=$$SECONDS; \
@@ -96,10 +99,10 @@ go-test: cluster-bin
 	@mkdir -p $(LOGS); cd tests/cluster && go vet ./... && go test -v -timeout 20m ./... 2>&1 | tee $(CURDIR)/$(LOGS)/go-test.log
 
 .PHONY: python-test
-python-test: venv
-	@mkdir -p $(LOGS); if ls server/tests/test_*.py >/dev/null 2>&1; then \
-	  $(VENV)/bin/python -m pytest -q server/tests 2>&1 | tee $(LOGS)/python-test.log; \
-	else echo "no Python tests yet"; fi
+python-test: venv # Public clients, unmodified, against our processes; they find the binaries in target/release.
+	@mkdir -p $(LOGS); if [ -n "$(PYTHON_TESTS)" ]; then \
+	  $(VENV)/bin/python -m pytest -q $(PYTHON_TESTS) 2>&1 | tee $(LOGS)/python-test.log; \
+	else echo "there are no Python tests"; fi
 
 .PHONY: check
 check: ## Generated files are clean, no file is too long or orphaned, every crate takes the lints
@@ -134,10 +137,10 @@ golden: venv ## Make the golden logits again (needs torch and transformers, inst
 	@$(VENV)/bin/python server/engine/golden/make.py
 
 .PHONY: venv
-venv: $(VENV)/.done
-$(VENV)/.done: $(wildcard server/tests/requirements.txt)
+venv: $(VENV)/.done # Python packages of the tests
+$(VENV)/.done: $(REQUIREMENTS)
 	@test -x $(VENV)/bin/python || python3 -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install -q pytest $(if $(wildcard server/tests/requirements.txt),-r server/tests/requirements.txt)
+	@$(VENV)/bin/python -m pip install -q pytest $(addprefix -r ,$(REQUIREMENTS))
 	@touch $@
 
 .PHONY: deps
