@@ -1,0 +1,110 @@
+//! `observe`: the caches as one LlmDeployment sees them. No call to the API server, save for a second look at
+//! foreign objects that no watch shows.
+
+use std::collections::BTreeMap;
+
+use candela_crds::{LLM_DEPLOYMENT_LABEL, LlmDeployment};
+use candela_planner::{Observed, OwnedKind, SecretFacts};
+use kube::ResourceExt as _;
+
+use crate::{
+    cache::{Entry, Key, Raw},
+    context::Context,
+    error::Error,
+};
+
+/// What the planner gets to see.
+pub fn observe(ctx: &Context, key: &Key, resource: &LlmDeployment) -> Observed {
+    let uid = resource.metadata.uid.as_deref().unwrap_or_default();
+    let caches = &ctx.caches;
+    let mut children = BTreeMap::new();
+    for kind in OwnedKind::ALL.iter().copied() {
+        let cache = caches.children(kind);
+        let mut objects: BTreeMap<Key, serde_json::Value> = BTreeMap::new();
+        for object in cache.owned_by(uid).into_iter().chain(cache.named_after(key)) {
+            objects.entry(Key::of(&object.meta)).or_insert_with(|| object.value.clone());
+        }
+        for (foreign_kind, foreign_key, object, _) in ctx.foreign.named_after(key) {
+            if foreign_kind == kind {
+                objects.entry(foreign_key).or_insert_with(|| object.value.clone());
+            }
+        }
+        children.insert(kind, objects.into_values().collect());
+    }
+
+    let ours = |meta: &kube::api::ObjectMeta| {
+        meta.labels.as_ref().and_then(|labels| labels.get(LLM_DEPLOYMENT_LABEL)) == Some(&key.name)
+    };
+    let pods: Vec<_> = caches
+        .pods
+        .in_namespace(&key.namespace)
+        .into_iter()
+        .filter(|pod| ours(&pod.metadata))
+        .map(|pod| (*pod).clone())
+        .collect();
+    let processes = pods
+        .iter()
+        .filter_map(|pod| {
+            let status = ctx.processes.get(pod.metadata.uid.as_deref()?)?;
+            Some((pod.name_any(), status))
+        })
+        .collect();
+    let replica_sets = caches
+        .replica_sets
+        .in_namespace(&key.namespace)
+        .into_iter()
+        .filter(|set| ours(&set.metadata))
+        .map(|set| (*set).clone())
+        .collect();
+    // Large clusters have many nodes; only accelerators are looked up among them.
+    let nodes = if resource.spec.accelerator.is_some() {
+        caches.nodes.all().iter().map(|node| node.facts.clone()).collect()
+    } else {
+        Vec::new()
+    };
+    let secrets = resource
+        .spec
+        .model
+        .credentials_ref
+        .iter()
+        .filter_map(|reference| {
+            let secret = caches.secrets.get(&Key::new(&key.namespace, &reference.name))?;
+            let facts = SecretFacts {
+                labels: secret.metadata.labels.clone().unwrap_or_default(),
+                annotations: secret.metadata.annotations.clone().unwrap_or_default(),
+                keys: None,
+            };
+            Some((reference.name.clone(), facts))
+        })
+        .collect();
+    let claims = caches
+        .claims
+        .in_namespace(&key.namespace)
+        .iter()
+        .filter_map(|claim| claim.meta().name.clone())
+        .collect();
+    Observed { children, pods, replica_sets, nodes, secrets, claims, processes }
+}
+
+/// Looks again at the foreign objects in this resource's way whose last look is old.
+pub async fn refresh_foreign(ctx: &Context, key: &Key) -> Result<(), Error> {
+    for (kind, foreign, _, stale) in ctx.foreign.named_after(key) {
+        if stale {
+            look_at(ctx, kind, &foreign).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads one object that the watches do not show, and remembers what it is.
+pub(crate) async fn look_at(ctx: &Context, kind: OwnedKind, key: &Key) -> Result<Option<Raw>, Error> {
+    let api = ctx.children_api(kind, &key.namespace);
+    let live =
+        api.get_opt(&key.name).await.map_err(|source| Error::call("get", format!("{kind} {key}"), source))?;
+    let live = live.map(|object| Raw::new(object, &kind.api_version(), kind.kind()));
+    match &live {
+        Some(object) => ctx.foreign.set(kind, key.clone(), object.clone()),
+        None => ctx.foreign.remove(kind, key),
+    }
+    Ok(live)
+}
