@@ -1,1 +1,35 @@
-//! Room of the workspace; see `docs/architecture.md`.
+//! The inference engine: loads a Llama-family model and generates text for several requests at once.
+//!
+//! One [`Engine`] is one model. Loading is blocking; afterwards a thread of the engine's own holds the weights and
+//! advances all running sequences together, one step at a time. Callers [`Engine::submit`] a request with a sink
+//! that receives [`Event`]s on that thread; nothing here knows about HTTP or an async runtime.
+//!
+//! Everything read from a model's files is treated as hostile input: it yields a [`LoadError`] that names the file,
+//! never a panic and never an allocation that the size of the files does not justify.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+
+mod admission;
+mod config;
+mod engine;
+mod error;
+mod facts;
+mod files;
+mod load;
+mod model;
+mod request;
+mod sampler;
+mod sequence;
+mod step;
+pub mod testing;
+mod text;
+mod weights;
+
+pub use config::{EmbeddedFile, EngineConfig, ModelSource};
+pub use engine::{ChatRequest, Engine, SpecialTokens, Stats, WarmUpError};
+pub use error::{LoadError, LoadPhase, LoadProgress, TextError};
+pub use facts::{Memory, ModelFacts};
+pub use request::{
+    CancelToken, Event, FinishReason, Finished, GenerateRequest, SamplingParams, Sink, SubmitError, Timings,
+    Token, TokenLogprob, TopLogprob, Usage,
+};

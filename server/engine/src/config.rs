@@ -1,0 +1,55 @@
+//! What to load and within which limits.
+
+use std::path::PathBuf;
+
+/// Where a model's files are.
+#[derive(Clone, Debug)]
+pub enum ModelSource {
+    /// A folder in Hugging Face layout: `config.json`, `tokenizer.json`, safetensors, optionally a chat template.
+    Folder(PathBuf),
+    /// One GGUF file, which carries its tokenizer and chat template.
+    GgufFile(PathBuf),
+    /// The files of such a folder, compiled into the binary.
+    Embedded(&'static [EmbeddedFile]),
+}
+
+/// One file compiled into the binary (`include_bytes!`).
+#[derive(Clone, Copy, Debug)]
+pub struct EmbeddedFile {
+    pub name: &'static str,
+    pub bytes: &'static [u8],
+}
+
+/// Limits of one engine. Each one is enforced.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Upper bound on prompt plus output, in tokens; `None` = what the model was made for.
+    /// More than the model was made for is refused.
+    pub context_length: Option<u32>,
+    /// Sequences that generate at the same time; each has a KV cache of its own.
+    pub max_sequences: usize,
+    /// Requests that may wait for a sequence slot; one more is answered [`crate::SubmitError::QueueFull`].
+    pub max_queue: usize,
+    /// Tokens computed in one step, prompt chunks included: bounds how long a step takes, hence how late a
+    /// cancellation or a deadline is noticed and how long a prompt may stall the streams that run beside it.
+    pub step_tokens: usize,
+    /// Loading is refused with [`crate::LoadError::OutOfMemory`] if weights, KV cache and activations are
+    /// estimated to need more; `None` = no check.
+    pub memory_limit_bytes: Option<u64>,
+    /// Threads for matrix products, `None` = leave to the environment. See [`crate::Engine::load`]: the first
+    /// engine of a process decides.
+    pub threads: Option<usize>,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            context_length: None,
+            max_sequences: 8,
+            max_queue: 64,
+            step_tokens: 128,
+            memory_limit_bytes: None,
+            threads: None,
+        }
+    }
+}

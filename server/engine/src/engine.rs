@@ -1,0 +1,226 @@
+//! The handle to a loaded model.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    CancelToken, EngineConfig, Event, FinishReason, GenerateRequest, LoadError, LoadProgress, ModelFacts,
+    ModelSource, SamplingParams, Sink, SubmitError, TextError,
+    admission::{Admission, Pending, Phase},
+    load, request, step,
+    text::Text,
+};
+
+/// A loaded model; cheap to clone. When the last clone goes, its requests are cancelled and its thread is joined.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    facts: ModelFacts,
+    text: Arc<Text>,
+    admission: Arc<Admission>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Whether [`Engine::encode`] adds the tokens that the tokenizer puts around a text, such as begin-of-text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpecialTokens {
+    /// For plain text (completions).
+    Add,
+    /// For the output of [`Engine::render_chat`], which contains what it needs.
+    AsWritten,
+}
+
+/// Input of a chat template. Values are passed to it as they are.
+#[derive(Clone, Debug, Default)]
+pub struct ChatRequest {
+    /// Array of `{role, content, …}`.
+    pub messages: serde_json::Value,
+    /// Array of tool definitions, or null.
+    pub tools: serde_json::Value,
+    /// End with the start of an answer.
+    pub add_generation_prompt: bool,
+    /// Further variables (`chat_template_kwargs`).
+    pub variables: serde_json::Map<String, serde_json::Value>,
+}
+
+/// What an engine is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stats {
+    /// Sequences that hold a slot.
+    pub running: usize,
+    /// Requests that wait for one.
+    pub queued: usize,
+    /// Since the engine's thread last finished a step; zero when it has nothing to do. Large = wedged.
+    pub heartbeat_age: Duration,
+    /// False once [`Engine::drain`] or [`Engine::shutdown`] was called.
+    pub accepting: bool,
+    /// Tokens whose keys and values are held now.
+    pub kv_tokens: u64,
+    pub prompt_tokens_total: u64,
+    pub completion_tokens_total: u64,
+    pub steps_total: u64,
+}
+
+impl Engine {
+    /// Reads and checks a model's files, converts its weights and starts the engine's thread. Blocks; `progress`
+    /// is called on this thread at least once per tensor.
+    ///
+    /// Matrix products run on candle's own pools, which exist once per process and are sized from the
+    /// environment when first used: whoever limits CPU must set `RAYON_NUM_THREADS` and `CANDLE_NUM_THREADS`
+    /// before the process starts its first thread (the server re-executes itself with them).
+    /// [`EngineConfig::threads`] is compared with that, and refused where it disagrees.
+    pub fn load(
+        source: &ModelSource,
+        config: &EngineConfig,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self, LoadError> {
+        let loaded = load::load(source, config, progress)?;
+        let admission = Arc::new(Admission::new(config.max_sequences, config.max_queue));
+        let text = Arc::new(loaded.text);
+        let worker = step::Worker::new(
+            loaded.model,
+            Arc::clone(&text),
+            Arc::clone(&admission),
+            step::Limits {
+                context_length: loaded.facts.context_length as usize,
+                step_tokens: config.step_tokens,
+            },
+        );
+        let thread = thread::Builder::new()
+            .name("candela-engine".to_owned())
+            .spawn(move || worker.run())
+            .map_err(LoadError::Thread)?;
+        Ok(Self {
+            inner: Arc::new(Inner { facts: loaded.facts, text, admission, thread: Mutex::new(Some(thread)) }),
+        })
+    }
+
+    pub fn facts(&self) -> &ModelFacts {
+        &self.inner.facts
+    }
+
+    /// Tokenises. CPU work proportional to the text: keep it off an async runtime's threads.
+    pub fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>, TextError> {
+        self.inner.text.encode(text, special, self.inner.facts.context_length)
+    }
+
+    /// The text of `tokens`, special tokens left out.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String, TextError> {
+        self.inner.text.decode(tokens)
+    }
+
+    /// Messages as one prompt, by the model's own template.
+    pub fn render_chat(&self, request: &ChatRequest) -> Result<String, TextError> {
+        self.inner.text.render_chat(request)
+    }
+
+    /// Admits a request or says why not; never blocks on the engine.
+    pub fn submit(&self, request: GenerateRequest, sink: Sink) -> Result<CancelToken, SubmitError> {
+        request::validate(&request, &self.inner.facts)?;
+        let cancel = CancelToken::default();
+        self.inner.admission.submit(Pending {
+            request,
+            sink,
+            cancel: cancel.clone(),
+            submitted: Instant::now(),
+        })?;
+        Ok(cancel)
+    }
+
+    /// Generates one token, so that lazily built state exists before the first client comes. Blocks.
+    pub fn warm_up(&self) -> Result<Duration, WarmUpError> {
+        let start = Instant::now();
+        let (sender, receiver) = mpsc::channel();
+        let request = GenerateRequest {
+            prompt_tokens: vec![0],
+            sampling: SamplingParams::greedy(),
+            max_tokens: Some(1),
+            ignore_eos: true,
+            ..GenerateRequest::default()
+        };
+        let sink: Sink = Box::new(move |event| {
+            if let Event::Finished(finished) = event {
+                // The receiver below outlives the request; if it is gone, nobody wants to know.
+                let _ = sender.send(finished.reason);
+            }
+            std::ops::ControlFlow::Continue(())
+        });
+        self.submit(request, sink)?;
+        match receiver.recv() {
+            Ok(FinishReason::Error(message)) => Err(WarmUpError::Failed(message)),
+            Ok(FinishReason::Cancelled) | Err(_) => Err(WarmUpError::Submit(SubmitError::ShuttingDown)),
+            Ok(_) => Ok(start.elapsed()),
+        }
+    }
+
+    pub fn stats(&self) -> Stats {
+        use std::sync::atomic::Ordering::Relaxed;
+        let seen = self.inner.admission.snapshot();
+        let counters = &self.inner.admission.counters;
+        Stats {
+            running: seen.running,
+            queued: seen.queued,
+            heartbeat_age: seen.heartbeat_age,
+            accepting: seen.phase == Phase::Open,
+            kv_tokens: counters.kv_tokens.load(Relaxed),
+            prompt_tokens_total: counters.prompt_tokens.load(Relaxed),
+            completion_tokens_total: counters.completion_tokens.load(Relaxed),
+            steps_total: counters.steps.load(Relaxed),
+        }
+    }
+
+    /// Admits nothing from now on; what was admitted finishes.
+    pub fn drain(&self) {
+        self.inner.admission.advance(Phase::Draining);
+    }
+
+    /// Waits until nothing runs or waits. False = `deadline` came first.
+    pub fn wait_idle(&self, deadline: Instant) -> bool {
+        self.inner.admission.wait_idle(deadline)
+    }
+
+    /// Admits nothing, cancels what was admitted (each sink still gets its `Finished`) and joins the thread.
+    pub fn shutdown(&self) {
+        self.inner.stop();
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("facts", &self.inner.facts).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn stop(&self) {
+        self.admission.advance(Phase::Stopping);
+        let handle = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // A sink may own the last clone: the engine's thread cannot join itself, and ends on its own.
+        if let Some(handle) = handle.filter(|handle| handle.thread().id() != thread::current().id()) {
+            if handle.join().is_err() {
+                tracing::error!("the engine thread ended by a panic");
+            }
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Why [`Engine::warm_up`] produced no token.
+#[derive(Debug, thiserror::Error)]
+pub enum WarmUpError {
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    #[error("the model cannot compute a token: {0}")]
+    Failed(String),
+}

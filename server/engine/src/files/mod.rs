@@ -1,0 +1,151 @@
+//! The files of a model, wherever they are: mapped from disk or compiled in. Names are plain file names, so that
+//! nothing a model's index says can lead out of its folder.
+
+mod mmap;
+
+use std::{
+    fs::File,
+    io,
+    ops::Deref,
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
+
+use crate::{EmbeddedFile, LoadError};
+
+/// Metadata files (JSON, templates) larger than this are refused: the largest real tokenizer has 35 MB.
+const TEXT_LIMIT: usize = 256 << 20;
+
+/// The folder of a model.
+pub(crate) enum Files {
+    Folder(PathBuf),
+    Embedded(&'static [EmbeddedFile]),
+}
+
+/// Bytes of one file.
+pub(crate) enum Bytes {
+    Mapped(memmap2::Mmap),
+    Static(&'static [u8]),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Static(bytes) => bytes,
+        }
+    }
+}
+
+impl Files {
+    pub(crate) fn folder(path: &Path) -> Result<Self, LoadError> {
+        let name = path.display().to_string();
+        let meta =
+            path.metadata().map_err(|e| LoadError::io(&name, e, "check the path of the model's folder"))?;
+        if !meta.is_dir() {
+            return Err(LoadError::NotFound {
+                file: name,
+                hint: "it is not a folder; for a single `.gguf` file set the format to `Gguf`".to_owned(),
+            });
+        }
+        Ok(Self::Folder(path.to_owned()))
+    }
+
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        match self {
+            Self::Folder(root) => is_plain(name) && root.join(name).is_file(),
+            Self::Embedded(files) => files.iter().any(|file| file.name == name),
+        }
+    }
+
+    /// Opens a file that must exist; `hint` says what to do if it does not.
+    pub(crate) fn open(&self, name: &str, hint: &str) -> Result<Bytes, LoadError> {
+        if !is_plain(name) {
+            return Err(LoadError::corrupt(name, "a file name may not contain a path"));
+        }
+        match self {
+            Self::Folder(root) => open_path(&root.join(name), name).map_err(|e| LoadError::io(name, e, hint)),
+            Self::Embedded(files) => files
+                .iter()
+                .find(|file| file.name == name)
+                .map(|file| Bytes::Static(file.bytes))
+                .ok_or_else(|| LoadError::NotFound { file: name.to_owned(), hint: hint.to_owned() }),
+        }
+    }
+
+    /// A small text file, if there is one.
+    pub(crate) fn text(&self, name: &str) -> Result<Option<String>, LoadError> {
+        if !self.contains(name) {
+            return Ok(None);
+        }
+        let bytes = self.open(name, "")?;
+        if bytes.len() > TEXT_LIMIT {
+            return Err(LoadError::corrupt(
+                name,
+                format!("{} bytes are more than any such file has", bytes.len()),
+            ));
+        }
+        match std::str::from_utf8(&bytes) {
+            Ok(text) => Ok(Some(text.to_owned())),
+            Err(_) => Err(LoadError::corrupt(name, "it is not UTF-8 text")),
+        }
+    }
+
+    /// A JSON file, if there is one.
+    pub(crate) fn json(&self, name: &str) -> Result<Option<serde_json::Value>, LoadError> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        serde_json::from_str(&text)
+            .map(Some)
+            .map_err(|e| LoadError::corrupt(name, format!("it is not valid JSON: {e}")))
+    }
+}
+
+/// Maps a file by its path.
+pub(crate) fn open_path(path: &Path, _name: &str) -> io::Result<Bytes> {
+    let file = File::open(path)?;
+    if file.metadata()?.len() == 0 {
+        // An empty file cannot be mapped; its reader will say what is missing.
+        return Ok(Bytes::Static(&[]));
+    }
+    mmap::map(&file).map(Bytes::Mapped)
+}
+
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['/', '\\', '\0']) && name != "." && name != ".."
+}
+
+/// SHA-256 of `bytes` in lower-case hex; `progress` hears how many bytes were read.
+pub(crate) fn sha256(bytes: &[u8], progress: &mut dyn FnMut(usize)) -> String {
+    let mut hash = Sha256::new();
+    for piece in bytes.chunks(8 << 20) {
+        hash.update(piece);
+        progress(piece.len());
+    }
+    hex::encode(hash.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_leave_the_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("model")).unwrap();
+        std::fs::write(dir.path().join("secret"), "x").unwrap();
+        let files = Files::folder(&dir.path().join("model")).unwrap();
+        for name in ["../secret", "/etc/hostname", "..", "", "a\0b"] {
+            assert!(!files.contains(name), "{name:?}");
+            assert!(matches!(files.open(name, ""), Err(LoadError::Corrupt { .. })), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_folder_is_not_found() {
+        let missing = Files::folder(Path::new("/nonexistent/model"));
+        assert!(matches!(missing, Err(LoadError::NotFound { .. })));
+    }
+}

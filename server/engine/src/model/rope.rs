@@ -1,0 +1,95 @@
+//! Rotary position embedding: frequencies, and tables for the positions of one step.
+
+use candle_core::{Result as CandleResult, Tensor};
+
+use crate::weights::dense;
+
+/// Frequencies of the rotations. All arithmetic is f32, as in the reference implementation.
+#[derive(Clone, Debug)]
+pub(crate) struct Rope {
+    pub(crate) inverse_frequencies: Vec<f32>,
+    /// Pairs are neighbours (GGUF's order of weights) instead of halves.
+    pub(crate) interleaved: bool,
+}
+
+/// How frequencies are stretched for contexts longer than the model was first trained on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Scaling {
+    None,
+    Linear { factor: f32 },
+    Llama3 { factor: f32, low_freq_factor: f32, high_freq_factor: f32, original_context: f32 },
+}
+
+impl Rope {
+    pub(crate) fn new(head_dim: usize, theta: f32, scaling: Scaling, interleaved: bool) -> Self {
+        let inverse_frequencies = (0..head_dim / 2)
+            .map(|i| 1.0 / theta.powf((2 * i) as f32 / head_dim as f32))
+            .map(|frequency| scaling.apply(frequency))
+            .collect();
+        Self { inverse_frequencies, interleaved }
+    }
+
+    /// Cosines and sines for `positions`, each `(positions, head_dim / 2)`. Computed per step: a table for a
+    /// context of 128 k would hold 64 MB for a few microseconds' worth of work.
+    pub(crate) fn tables(&self, positions: &[u32]) -> CandleResult<(Tensor, Tensor)> {
+        let half = self.inverse_frequencies.len();
+        let angles = || {
+            positions
+                .iter()
+                .flat_map(|&p| self.inverse_frequencies.iter().map(move |frequency| p as f32 * frequency))
+        };
+        let shape = [positions.len(), half];
+        Ok((
+            dense(angles().map(f32::cos).collect(), &shape)?,
+            dense(angles().map(f32::sin).collect(), &shape)?,
+        ))
+    }
+
+    /// Rotates `(heads, positions, head_dim)`.
+    pub(crate) fn rotate(&self, x: &Tensor, (cos, sin): &(Tensor, Tensor)) -> CandleResult<Tensor> {
+        let x = x.unsqueeze(0)?.contiguous()?;
+        let rotated = if self.interleaved {
+            candle_nn::rotary_emb::rope_i(&x, cos, sin)?
+        } else {
+            candle_nn::rotary_emb::rope(&x, cos, sin)?
+        };
+        rotated.squeeze(0)
+    }
+}
+
+impl Scaling {
+    fn apply(self, frequency: f32) -> f32 {
+        match self {
+            Self::None => frequency,
+            Self::Linear { factor } => frequency / factor,
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                let wavelength = 2.0 * std::f32::consts::PI / frequency;
+                if wavelength < original_context / high_freq_factor {
+                    frequency
+                } else if wavelength > original_context / low_freq_factor {
+                    frequency / factor
+                } else {
+                    let smooth = (original_context / wavelength - low_freq_factor)
+                        / (high_freq_factor - low_freq_factor);
+                    (1.0 - smooth) * frequency / factor + smooth * frequency
+                }
+            }
+        }
+    }
+
+    /// Refuses factors that would make frequencies infinite, negative or NaN, in words.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let fine = |x: f32| x.is_finite() && x > 0.0;
+        match *self {
+            Self::None => Ok(()),
+            Self::Linear { factor } if fine(factor) => Ok(()),
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_context }
+                if [factor, low_freq_factor, high_freq_factor, original_context].into_iter().all(fine)
+                    && high_freq_factor > low_freq_factor =>
+            {
+                Ok(())
+            }
+            _ => Err(format!("RoPE scaling has impossible factors: {self:?}")),
+        }
+    }
+}
