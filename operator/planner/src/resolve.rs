@@ -1,8 +1,11 @@
 //! `resolve`: everything the spec says, validated, dereferenced and made effective, or why that cannot be.
 
-use candela_crds::{EngineName, LlmDeploymentSpec};
+use candela_crds::{
+    ConditionType, Device as DeviceSpec, EngineName, HOSTS_ANNOTATION, LlmDeployment, LlmDeploymentSpec,
+    Reason, USABLE_LABEL,
+};
 
-use crate::Device;
+use crate::{Blocked, Device, Observed, OwnedKind, SecretFacts, Settings, names, observed::controller_uid};
 
 /// A spec with nothing left to look up and no default left to apply.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,7 +16,6 @@ pub struct Resolved {
     /// The spec as written, for what is passed on unchanged.
     pub spec: LlmDeploymentSpec,
     pub engine: EngineName,
-    pub device: Device,
     /// Image of the server's container.
     pub image: String,
     /// Arguments from the operator's configuration.
@@ -39,6 +41,237 @@ pub enum Source {
     Image,
     /// Fetched by the init step from this host and port.
     Fetched { host: String, port: u16 },
-    /// On a PersistentVolumeClaim.
+    /// On a PersistentVolumeClaim; `path` has no leading slash.
     Claim { name: String, path: String },
+}
+
+/// Time that a replica may take to start when the spec does not say.
+const PROGRESS_DEADLINE_SECS: i32 = 30 * 60;
+/// Time that a replica gets to finish its requests when the spec does not say.
+const GRACE_SECS: i32 = 60;
+/// What a stopped replica needs beyond the longest request.
+const GRACE_MARGIN_SECS: i32 = 10;
+/// Host of `hf://` sources.
+const HUB_HOST: &str = "huggingface.co";
+
+/// Validates and dereferences. `Err` is a value that becomes a condition, never a reason to try again.
+pub fn resolve(cr: &LlmDeployment, seen: &Observed, settings: &Settings) -> Result<Resolved, Blocked> {
+    let metadata = &cr.metadata;
+    let (Some(name), Some(namespace), Some(uid)) = (&metadata.name, &metadata.namespace, &metadata.uid)
+    else {
+        return Err(invalid("the object has no name, namespace or uid: it must come from an API server"));
+    };
+    if !names::is_valid(name) {
+        return Err(invalid(format!(
+            "`metadata.name` also names a Service: `{name}` must be at most 50 lower-case letters, digits and '-', starting with a letter"
+        )));
+    }
+    let spec = &cr.spec;
+    let engine = spec.engine_name();
+    let source = source(spec)?;
+    refuse_foreign_children(name, uid, seen)?;
+    check_credentials(spec, &source, seen)?;
+    if let Source::Claim { name, .. } = &source
+        && !seen.claims.contains(name)
+    {
+        return Err(Blocked {
+            condition: ConditionType::Validated,
+            reason: Reason::ClaimNotFound,
+            message: format!(
+                "PersistentVolumeClaim `{name}` of `spec.model.uri` does not exist in namespace `{namespace}`: create it, or correct the name"
+            ),
+        });
+    }
+    let accelerator = spec
+        .accelerator
+        .as_ref()
+        .map(|wanted| (wanted.device.resource_name().to_owned(), wanted.device.count.unsigned_abs()));
+    let (image, image_args) = image(spec, settings)?;
+    let fetch_image = match (&source, engine) {
+        (Source::Fetched { .. }, EngineName::Candle) => Some(image.clone()),
+        (Source::Fetched { .. }, EngineName::Custom) => Some(candle_image(Device::Cpu, settings)?.0),
+        _ => None,
+    };
+    let suspended = spec.suspend == Some(true);
+    let request_secs = spec
+        .routing
+        .as_ref()
+        .and_then(|routing| routing.timeouts.as_ref()?.request.as_ref())
+        .map_or(0, |request| request.as_secs_ceil().saturating_add(GRACE_MARGIN_SECS));
+    Ok(Resolved {
+        name: name.clone(),
+        namespace: namespace.clone(),
+        uid: uid.clone(),
+        spec: spec.clone(),
+        engine,
+        image,
+        image_args,
+        fetch_image,
+        served_name: spec.model.served_name.clone().unwrap_or_else(|| name.clone()),
+        source,
+        accelerator,
+        replicas: if suspended { 0 } else { spec.replicas },
+        progress_deadline_secs: spec
+            .rollout
+            .as_ref()
+            .and_then(|rollout| rollout.progress_deadline.as_ref())
+            .map_or(PROGRESS_DEADLINE_SECS, |deadline| deadline.as_secs_ceil().max(10)),
+        grace_secs: spec
+            .pod_template
+            .as_ref()
+            .and_then(|template| template.termination_grace_period.as_ref())
+            .map_or(GRACE_SECS.max(request_secs), |grace| grace.as_secs_ceil().max(1)),
+        operator_namespace: settings.operator_namespace.clone(),
+    })
+}
+
+fn invalid(message: impl Into<String>) -> Blocked {
+    Blocked { condition: ConditionType::Validated, reason: Reason::InvalidSpec, message: message.into() }
+}
+
+/// CEL has checked the URI already; here it is taken apart.
+fn source(spec: &LlmDeploymentSpec) -> Result<Source, Blocked> {
+    let Some(uri) = &spec.model.uri else {
+        return match spec.engine_name() {
+            EngineName::Custom => Ok(Source::Image),
+            EngineName::Candle => Err(invalid(
+                "`spec.model.uri` is required: write builtin://demo, hf://ORG/NAME, https://HOST/PATH or pvc://CLAIM/PATH",
+            )),
+        };
+    };
+    let unusable = || {
+        invalid(format!(
+            "`spec.model.uri` cannot be used: `{uri}` must be builtin://demo, hf://ORG/NAME, http(s)://HOST/PATH or pvc://CLAIM/PATH"
+        ))
+    };
+    let (scheme, rest) = uri.split_once("://").ok_or_else(unusable)?;
+    match scheme {
+        "builtin" if rest == "demo" && spec.engine_name() == EngineName::Candle => Ok(Source::Image),
+        "hf" if rest.split('/').filter(|part| !part.is_empty()).count() == 2 => {
+            Ok(Source::Fetched { host: HUB_HOST.to_owned(), port: 443 })
+        }
+        "http" | "https" => {
+            let authority = rest.split('/').next().unwrap_or_default();
+            let default_port = if scheme == "http" { 80 } else { 443 };
+            let (host, port) = match authority.rsplit_once(':') {
+                Some((host, port)) => (host, port.parse().map_err(|_| unusable())?),
+                None => (authority, default_port),
+            };
+            if host.is_empty() || host.contains('@') || port == 0 {
+                return Err(unusable());
+            }
+            Ok(Source::Fetched { host: host.to_owned(), port })
+        }
+        "pvc" => {
+            let (claim, path) = rest.split_once('/').unwrap_or((rest, ""));
+            if claim.is_empty() || path.split('/').any(|part| part == "..") {
+                return Err(unusable());
+            }
+            Ok(Source::Claim { name: claim.to_owned(), path: path.trim_matches('/').to_owned() })
+        }
+        _ => Err(unusable()),
+    }
+}
+
+/// A live object of a child's name whose controller is not this resource is somebody else's: never adopted.
+fn refuse_foreign_children(name: &str, uid: &str, seen: &Observed) -> Result<(), Blocked> {
+    for kind in OwnedKind::ALL {
+        let child = names::child(*kind, name);
+        let Some(live) = seen.child(*kind, &child) else { continue };
+        if controller_uid(live) != Some(uid) {
+            return Err(Blocked {
+                condition: ConditionType::Validated,
+                reason: Reason::NameConflict,
+                message: format!(
+                    "{kind} `{child}` exists and is not owned by this LlmDeployment: delete or rename it, or give this resource another name; it was left alone"
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn check_credentials(spec: &LlmDeploymentSpec, source: &Source, seen: &Observed) -> Result<(), Blocked> {
+    let Some(wanted) = &spec.model.credentials_ref else { return Ok(()) };
+    let Source::Fetched { host, .. } = source else { return Ok(()) };
+    let blocked =
+        |reason, message: String| Err(Blocked { condition: ConditionType::Validated, reason, message });
+    let name = &wanted.name;
+    let Some(SecretFacts { labels, annotations, keys }) = seen.secrets.get(name) else {
+        return blocked(
+            Reason::CredentialsNotFound,
+            format!(
+                "Secret `{name}` of `spec.model.credentialsRef` does not exist: create it, or correct the name"
+            ),
+        );
+    };
+    if labels.get(USABLE_LABEL).map(String::as_str) != Some("true") {
+        return blocked(
+            Reason::CredentialsNotUsable,
+            format!(
+                "Secret `{name}` may not be used by Candela: if it should be, run `kubectl label secret {name} {USABLE_LABEL}=true`"
+            ),
+        );
+    }
+    let allowed = annotations.get(HOSTS_ANNOTATION).map_or("", String::as_str);
+    if !allowed.split(',').any(|entry| entry.trim().eq_ignore_ascii_case(host)) {
+        return blocked(
+            Reason::CredentialsHostNotAllowed,
+            format!(
+                "Secret `{name}` may not be sent to `{host}`: its annotation {HOSTS_ANNOTATION} lists `{allowed}`; if it should be, add `{host}` there, separated by a comma"
+            ),
+        );
+    }
+    if keys.as_ref().is_some_and(|keys| !keys.contains(&wanted.key)) {
+        return blocked(
+            Reason::CredentialsNotFound,
+            format!(
+                "Secret `{name}` has no key `{}`: add it, or correct `spec.model.credentialsRef.key`",
+                wanted.key
+            ),
+        );
+    }
+    Ok(())
+}
+
+fn image(spec: &LlmDeploymentSpec, settings: &Settings) -> Result<(String, Vec<String>), Blocked> {
+    if let Some(engine) = &spec.engine
+        && engine.name == EngineName::Custom
+    {
+        return match &engine.image {
+            Some(image) => Ok((image.clone(), engine.args.clone())),
+            None => Err(invalid("`spec.engine.image` is required with engine Custom")),
+        };
+    }
+    candle_image(device(spec.accelerator.as_ref().map(|wanted| &wanted.device))?, settings)
+}
+
+fn device(wanted: Option<&DeviceSpec>) -> Result<Device, Blocked> {
+    match wanted.map(DeviceSpec::resource_name) {
+        None => Ok(Device::Cpu),
+        Some(name) if name.starts_with("nvidia.com/") => Ok(Device::Nvidia),
+        Some(name) => Err(Blocked {
+            condition: ConditionType::Validated,
+            reason: Reason::ImageNotConfigured,
+            message: format!(
+                "engine Candle runs on CPU and on nvidia.com resources, not on `{name}`: change `spec.accelerator.device.resourceName`, or use engine Custom with an image for it"
+            ),
+        }),
+    }
+}
+
+fn candle_image(device: Device, settings: &Settings) -> Result<(String, Vec<String>), Blocked> {
+    settings
+        .images
+        .iter()
+        .find(|rule| rule.engine == EngineName::Candle && rule.device == device)
+        .map(|rule| (rule.image.clone(), rule.args.clone()))
+        .ok_or_else(|| Blocked {
+            condition: ConditionType::Validated,
+            reason: Reason::ImageNotConfigured,
+            message: format!(
+                "the operator's configuration names no image for engine Candle on device {}: add one under `images`, or change `spec.accelerator`",
+                device.as_str()
+            ),
+        })
 }

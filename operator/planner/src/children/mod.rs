@@ -1,0 +1,64 @@
+//! `desired`: one file per kind of child, built from typed structs and erased once.
+
+mod config_map;
+mod deployment;
+mod disruption_budget;
+mod network_policy;
+mod pod;
+mod scheduling;
+mod service;
+mod service_account;
+
+use candela_crds::{GROUP, VERSION};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use serde::Serialize;
+
+use crate::{Child, Observed, OwnedKind, Plan, Resolved, names};
+
+pub use config_map::server_config;
+pub(crate) use pod::{CONFIG_HASH, FETCH, SERVER};
+
+/// The children that should exist. Total: a resolved spec always has a plan.
+///
+/// `_seen` is part of the stage's contract: later kinds (releases, caches) decide by what is there.
+pub fn desired(resolved: &Resolved, _seen: &Observed) -> Plan {
+    let mut children = vec![child(OwnedKind::ServiceAccount, &service_account::service_account(resolved))];
+    if let Some(config) = config_map::config_map(resolved) {
+        children.push(child(OwnedKind::ConfigMap, &config));
+    }
+    children.push(child(OwnedKind::Service, &service::service(resolved)));
+    if let Some(policy) = network_policy::network_policy(resolved) {
+        children.push(child(OwnedKind::NetworkPolicy, &policy));
+    }
+    if let Some(budget) = disruption_budget::disruption_budget(resolved) {
+        children.push(child(OwnedKind::PodDisruptionBudget, &budget));
+    }
+    children.push(child(OwnedKind::Deployment, &deployment::deployment(resolved)));
+    Plan { children, complete: true, waiting: None }
+}
+
+fn child(kind: OwnedKind, object: &impl Serialize) -> Child {
+    Child { kind, object: serde_json::to_value(object).expect("Kubernetes types always serialise") }
+}
+
+/// Name, namespace, labels and owner: no builder writes them itself, so none can forget one.
+fn metadata(resolved: &Resolved, kind: OwnedKind) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(names::child(kind, &resolved.name)),
+        namespace: Some(resolved.namespace.clone()),
+        labels: Some(names::labels(&resolved.name)),
+        owner_references: Some(vec![OwnerReference {
+            api_version: format!("{GROUP}/{VERSION}"),
+            kind: "LlmDeployment".to_owned(),
+            name: resolved.name.clone(),
+            uid: resolved.uid.clone(),
+            controller: Some(true),
+            block_owner_deletion: Some(true),
+        }]),
+        ..ObjectMeta::default()
+    }
+}
+
+fn label_selector(resolved: &Resolved) -> LabelSelector {
+    LabelSelector { match_labels: Some(names::selector(&resolved.name)), ..LabelSelector::default() }
+}

@@ -1,0 +1,353 @@
+//! The pod template: restricted PodSecurity, an init step where weights are fetched, probes, mounts.
+
+use std::collections::BTreeMap;
+
+use candela_crds::{EngineName, EnvValue, Volume as VolumeSpec};
+use candela_wire::config::{
+    CREDENTIALS_DIR, HTTP_PORT, INTERNAL_PORT, MODELS_DIR, PVC_DIR, SERVER_CONFIG_PATH,
+};
+use k8s_openapi::api::core::v1::{
+    Capabilities, ConfigMapKeySelector, ConfigMapVolumeSource, Container, ContainerPort,
+    EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, KeyToPath, Lifecycle, LifecycleHandler,
+    PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+    ResourceRequirements, SeccompProfile, SecretKeySelector, SecretVolumeSource, SecurityContext,
+    SleepAction, TCPSocketAction, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::{config_map, scheduling};
+use crate::{OwnedKind, Resolved, names, resolve::Source};
+
+/// Name of the container that serves.
+pub(crate) const SERVER: &str = "server";
+/// Name of the init container that fetches weights.
+pub(crate) const FETCH: &str = "fetch";
+/// Annotation of the pod template with the hash of `server.json`.
+pub(crate) const CONFIG_HASH: &str = "candela.dev/config-hash";
+/// User and group of the pods: "nonroot" in common base images.
+const USER: i64 = 65532;
+/// Seconds between a foreign server's removal from the Service and its SIGTERM: it may not drain by itself.
+const CUSTOM_PRE_STOP_SECS: i64 = 5;
+
+pub(super) fn template(resolved: &Resolved) -> PodTemplateSpec {
+    let additions = resolved.spec.pod_template.clone().unwrap_or_default();
+    let mut labels = additions.labels;
+    labels.extend(names::labels(&resolved.name));
+    let mut annotations = additions.annotations;
+    if let Some(hash) = config_map::hash(resolved) {
+        annotations.insert(CONFIG_HASH.to_owned(), hash);
+    }
+    let mut pod = PodSpec {
+        service_account_name: Some(names::child(OwnedKind::ServiceAccount, &resolved.name)),
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        termination_grace_period_seconds: Some(i64::from(resolved.grace_secs)),
+        security_context: Some(PodSecurityContext {
+            run_as_non_root: Some(true),
+            run_as_user: Some(USER),
+            run_as_group: Some(USER),
+            fs_group: Some(USER),
+            fs_group_change_policy: Some("OnRootMismatch".to_owned()),
+            seccomp_profile: Some(runtime_default()),
+            ..PodSecurityContext::default()
+        }),
+        init_containers: fetch(resolved).map(|container| vec![container]),
+        containers: vec![server(resolved)],
+        volumes: Some(volumes(resolved)),
+        ..PodSpec::default()
+    };
+    scheduling::place(resolved, &mut pod);
+    PodTemplateSpec {
+        metadata: Some(ObjectMeta {
+            labels: Some(labels),
+            annotations: (!annotations.is_empty()).then_some(annotations),
+            ..ObjectMeta::default()
+        }),
+        spec: Some(pod),
+    }
+}
+
+fn server(resolved: &Resolved) -> Container {
+    let custom = resolved.engine == EngineName::Custom;
+    let port = |name: &str, number: u16| ContainerPort {
+        name: Some(name.to_owned()),
+        container_port: i32::from(number),
+        protocol: Some("TCP".to_owned()),
+        ..ContainerPort::default()
+    };
+    let mut ports = vec![port("http", HTTP_PORT)];
+    let mut args = resolved.image_args.clone();
+    if !custom {
+        ports.push(port("internal", INTERNAL_PORT));
+        let listen = format!("0.0.0.0:{HTTP_PORT}");
+        let internal = format!("0.0.0.0:{INTERNAL_PORT}");
+        let ours =
+            ["serve", "--config", SERVER_CONFIG_PATH, "--listen", &listen, "--internal-listen", &internal];
+        args = ours.iter().map(|&arg| arg.to_owned()).chain(args).collect();
+    }
+    Container {
+        name: SERVER.to_owned(),
+        image: Some(resolved.image.clone()),
+        args: (!args.is_empty()).then_some(args),
+        env: custom.then(|| custom_env(resolved)),
+        ports: Some(ports),
+        resources: Some(resources(resolved, true)),
+        startup_probe: Some(startup_probe(resolved)),
+        readiness_probe: Some(Probe {
+            http_get: Some(get(custom, "/readyz")),
+            period_seconds: Some(2),
+            timeout_seconds: Some(3),
+            failure_threshold: Some(3),
+            success_threshold: Some(1),
+            ..Probe::default()
+        }),
+        liveness_probe: Some(liveness_probe(custom)),
+        lifecycle: (custom && i64::from(resolved.grace_secs) > 2 * CUSTOM_PRE_STOP_SECS).then(|| Lifecycle {
+            pre_stop: Some(LifecycleHandler {
+                sleep: Some(SleepAction { seconds: CUSTOM_PRE_STOP_SECS }),
+                ..LifecycleHandler::default()
+            }),
+            ..Lifecycle::default()
+        }),
+        security_context: Some(restricted()),
+        // Our server writes why it ended; of a foreign one the last lines of its log have to do.
+        termination_message_policy: Some(if custom { "FallbackToLogsOnError" } else { "File" }.to_owned()),
+        volume_mounts: Some(server_mounts(resolved)),
+        ..Container::default()
+    }
+}
+
+/// The init step: weights into `/models`, before anything serves.
+fn fetch(resolved: &Resolved) -> Option<Container> {
+    let image = resolved.fetch_image.clone()?;
+    let mut mounts = vec![
+        mount("candela-config", "/etc/candela", true),
+        mount("candela-models", MODELS_DIR, false),
+        mount("candela-tmp", "/tmp", false),
+    ];
+    // Only the step that talks to the source sees the credentials.
+    if resolved.spec.model.credentials_ref.is_some() {
+        mounts.push(mount("candela-credentials", CREDENTIALS_DIR, true));
+    }
+    Some(Container {
+        name: FETCH.to_owned(),
+        image: Some(image),
+        args: Some(["fetch", "--config", SERVER_CONFIG_PATH, "--to", MODELS_DIR].map(str::to_owned).to_vec()),
+        resources: Some(resources(resolved, false)),
+        security_context: Some(restricted()),
+        termination_message_policy: Some("File".to_owned()),
+        volume_mounts: Some(mounts),
+        ..Container::default()
+    })
+}
+
+/// `/startupz` answers once the model is loaded and warm. Its budget is the progress deadline; that something moves
+/// meanwhile is watched by the server itself, which ends with `StartupStalled` when nothing does.
+fn startup_probe(resolved: &Resolved) -> Probe {
+    Probe {
+        http_get: Some(get(resolved.engine == EngineName::Custom, "/startupz")),
+        period_seconds: Some(1),
+        timeout_seconds: Some(3),
+        failure_threshold: Some(resolved.progress_deadline_secs),
+        success_threshold: Some(1),
+        ..Probe::default()
+    }
+}
+
+/// A foreign server is only known to listen: an answer to a request may wait behind others' requests.
+fn liveness_probe(custom: bool) -> Probe {
+    Probe {
+        http_get: (!custom).then(|| get(false, "/livez")),
+        tcp_socket: custom
+            .then(|| TCPSocketAction { port: IntOrString::String("http".to_owned()), host: None }),
+        period_seconds: Some(10),
+        timeout_seconds: Some(5),
+        failure_threshold: Some(6),
+        success_threshold: Some(1),
+        ..Probe::default()
+    }
+}
+
+fn get(custom: bool, path: &str) -> HTTPGetAction {
+    let (path, port) = if custom { ("/v1/models", "http") } else { (path, "internal") };
+    HTTPGetAction {
+        path: Some(path.to_owned()),
+        port: IntOrString::String(port.to_owned()),
+        scheme: Some("HTTP".to_owned()),
+        ..HTTPGetAction::default()
+    }
+}
+
+fn custom_env(resolved: &Resolved) -> Vec<EnvVar> {
+    let text =
+        |name: &str, value: String| EnvVar { name: name.to_owned(), value: Some(value), value_from: None };
+    let mut env = vec![text("PORT", HTTP_PORT.to_string()), text("MODEL_NAME", resolved.served_name.clone())];
+    match &resolved.source {
+        Source::Image => {}
+        Source::Fetched { .. } => {
+            env.push(text("MODEL_PATH", format!("{MODELS_DIR}/{}", resolved.served_name)))
+        }
+        Source::Claim { name, path } => {
+            env.push(text("MODEL_PATH", format!("{PVC_DIR}/{name}/{path}").trim_end_matches('/').to_owned()));
+        }
+    }
+    let wanted = resolved.spec.engine.as_ref().map(|engine| engine.env.clone()).unwrap_or_default();
+    // The root is read-only; caches that go to the home folder would fail otherwise.
+    if !wanted.iter().any(|var| var.name == "HOME") {
+        env.push(text("HOME", "/tmp".to_owned()));
+    }
+    env.extend(wanted.into_iter().map(|var| EnvVar {
+        name: var.name,
+        value: var.value,
+        value_from: var.value_from.map(|EnvValue { secret_key_ref, config_map_key_ref }| EnvVarSource {
+            secret_key_ref: secret_key_ref.map(|key| SecretKeySelector {
+                name: key.name,
+                key: key.key,
+                optional: None,
+            }),
+            config_map_key_ref: config_map_key_ref.map(|key| ConfigMapKeySelector {
+                name: key.name,
+                key: key.key,
+                optional: None,
+            }),
+            ..EnvVarSource::default()
+        }),
+    }));
+    env
+}
+
+fn resources(resolved: &Resolved, with_accelerator: bool) -> ResourceRequirements {
+    let wanted = resolved.spec.resources.clone().unwrap_or_default();
+    let quantities = |amounts: BTreeMap<String, candela_crds::Quantity>| {
+        let mut amounts: BTreeMap<String, Quantity> =
+            amounts.into_iter().map(|(name, amount)| (name, Quantity(amount.as_str().to_owned()))).collect();
+        if let (true, Some((name, count))) = (with_accelerator, &resolved.accelerator) {
+            amounts.insert(name.clone(), Quantity(count.to_string()));
+        }
+        (!amounts.is_empty()).then_some(amounts)
+    };
+    ResourceRequirements {
+        requests: quantities(wanted.requests),
+        limits: quantities(wanted.limits),
+        ..ResourceRequirements::default()
+    }
+}
+
+fn server_mounts(resolved: &Resolved) -> Vec<VolumeMount> {
+    let mut mounts = vec![mount("candela-tmp", "/tmp", false)];
+    if resolved.engine == EngineName::Candle {
+        mounts.push(mount("candela-config", "/etc/candela", true));
+    }
+    match &resolved.source {
+        Source::Image => {}
+        Source::Fetched { .. } => mounts.push(mount("candela-models", MODELS_DIR, true)),
+        Source::Claim { name, .. } => mounts.push(mount("candela-pvc", &format!("{PVC_DIR}/{name}"), true)),
+    }
+    let additions = resolved.spec.pod_template.iter().flat_map(|template| &template.volume_mounts);
+    mounts.extend(additions.map(|wanted| VolumeMount {
+        name: wanted.name.clone(),
+        mount_path: wanted.mount_path.clone(),
+        sub_path: wanted.sub_path.clone(),
+        read_only: wanted.read_only,
+        ..VolumeMount::default()
+    }));
+    mounts
+}
+
+fn volumes(resolved: &Resolved) -> Vec<Volume> {
+    let named = |name: &str| Volume { name: name.to_owned(), ..Volume::default() };
+    let mut volumes =
+        vec![Volume { empty_dir: Some(EmptyDirVolumeSource::default()), ..named("candela-tmp") }];
+    if config_map::server_config(resolved).is_some() {
+        volumes.push(Volume {
+            config_map: Some(ConfigMapVolumeSource {
+                name: names::child(OwnedKind::ConfigMap, &resolved.name),
+                ..ConfigMapVolumeSource::default()
+            }),
+            ..named("candela-config")
+        });
+    }
+    match &resolved.source {
+        Source::Image => {}
+        Source::Fetched { .. } => {
+            volumes
+                .push(Volume { empty_dir: Some(EmptyDirVolumeSource::default()), ..named("candela-models") });
+            if let Some(credentials) = &resolved.spec.model.credentials_ref {
+                volumes.push(Volume {
+                    secret: Some(SecretVolumeSource {
+                        secret_name: Some(credentials.name.clone()),
+                        default_mode: Some(0o440),
+                        items: Some(vec![KeyToPath {
+                            key: credentials.key.clone(),
+                            path: "token".to_owned(),
+                            mode: None,
+                        }]),
+                        ..SecretVolumeSource::default()
+                    }),
+                    ..named("candela-credentials")
+                });
+            }
+        }
+        Source::Claim { name, .. } => volumes.push(Volume {
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: name.clone(),
+                read_only: Some(true),
+            }),
+            ..named("candela-pvc")
+        }),
+    }
+    volumes
+        .extend(resolved.spec.pod_template.iter().flat_map(|template| &template.volumes).map(extra_volume));
+    volumes
+}
+
+fn extra_volume(wanted: &VolumeSpec) -> Volume {
+    Volume {
+        name: wanted.name.clone(),
+        config_map: wanted.config_map.as_ref().map(|source| ConfigMapVolumeSource {
+            name: source.name.clone(),
+            ..ConfigMapVolumeSource::default()
+        }),
+        secret: wanted.secret.as_ref().map(|source| SecretVolumeSource {
+            secret_name: Some(source.secret_name.clone()),
+            ..SecretVolumeSource::default()
+        }),
+        persistent_volume_claim: wanted.persistent_volume_claim.as_ref().map(|source| {
+            PersistentVolumeClaimVolumeSource {
+                claim_name: source.claim_name.clone(),
+                read_only: source.read_only,
+            }
+        }),
+        empty_dir: wanted.empty_dir.as_ref().map(|source| EmptyDirVolumeSource {
+            medium: source.medium.clone(),
+            size_limit: source.size_limit.as_ref().map(|limit| Quantity(limit.as_str().to_owned())),
+        }),
+        ..Volume::default()
+    }
+}
+
+fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
+    VolumeMount {
+        name: name.to_owned(),
+        mount_path: path.to_owned(),
+        read_only: read_only.then_some(true),
+        ..VolumeMount::default()
+    }
+}
+
+fn restricted() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        read_only_root_filesystem: Some(true),
+        run_as_non_root: Some(true),
+        capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+        seccomp_profile: Some(runtime_default()),
+        ..SecurityContext::default()
+    }
+}
+
+fn runtime_default() -> SeccompProfile {
+    SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }
+}
