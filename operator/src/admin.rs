@@ -13,7 +13,7 @@ use axum::{
 use candela_wire::internal::{self, ProcessStatus, Requests, STATUS_PATH, STATUS_VERSION, Startup};
 use tokio::{net::TcpListener, sync::watch, time::Duration};
 
-use crate::{context::Context, lease::Leadership};
+use crate::context::Context;
 
 /// A pass is bounded by the deadlines of its calls; one that takes longer than this is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(300);
@@ -21,7 +21,6 @@ const STUCK_AFTER: Duration = Duration::from_secs(300);
 #[derive(Clone)]
 pub struct Admin {
     pub ctx: Arc<Context>,
-    pub leadership: watch::Receiver<Leadership>,
     /// True once the process is told to end.
     pub draining: watch::Receiver<bool>,
 }

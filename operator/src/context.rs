@@ -241,6 +241,13 @@ impl Foreign {
         self.seen.lock().remove(&(kind, key.clone()));
     }
 
+    /// Forgets what was in the way of a resource that is gone.
+    pub fn forget(&self, key: &Key) {
+        for (kind, foreign, _, _) in self.named_after(key) {
+            self.remove(kind, &foreign);
+        }
+    }
+
     /// Those named after a resource, with whether they should be read again.
     pub fn named_after(&self, key: &Key) -> Vec<(OwnedKind, Key, Arc<Raw>, bool)> {
         let prefix = format!("{}-", key.name);

@@ -107,7 +107,7 @@ pub async fn run(options: RunOptions) -> Result<(), RunError> {
         pull,
         options.planted,
     );
-    let (mut elector, leadership) = Elector::new(
+    let (mut elector, _) = Elector::new(
         with_policy(client, lease_policy),
         &operator_namespace,
         config.lease.clone(),
@@ -120,7 +120,7 @@ pub async fn run(options: RunOptions) -> Result<(), RunError> {
     let (draining, draining_seen) = watch::channel(false);
     if let Some(address) = options.internal_listen {
         let listener = admin::bind(address).await?;
-        let admin = Admin { ctx: Arc::clone(&ctx), leadership, draining: draining_seen };
+        let admin = Admin { ctx: Arc::clone(&ctx), draining: draining_seen };
         tasks.spawn(async move {
             if let Err(error) = admin::serve(listener, admin).await {
                 error!(error = %Chain(&error), "the internal listener failed");

@@ -220,6 +220,7 @@ fn wake_resource(ctx: &Context, change: &Change<Raw>, priority: Priority) {
         if change.new.is_none() {
             ctx.backoff.reset(&key);
             ctx.queue.forget(&key);
+            ctx.foreign.forget(&key);
         } else {
             ctx.queue.add(key, priority);
         }
