@@ -163,6 +163,9 @@ func printTail(dir state.Dir, component string) {
 	}
 	fmt.Fprintf(os.Stderr, "last lines of %s:\n", dir.File("logs", component+".log"))
 	for _, line := range lines {
+		if len(line) > 400 {
+			line = line[:400] + " …"
+		}
 		fmt.Fprintln(os.Stderr, "  "+line)
 	}
 }

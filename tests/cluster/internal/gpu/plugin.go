@@ -39,15 +39,13 @@ func Run(config, kubeconfig, node string) error {
 	if err != nil {
 		return err
 	}
-	if err := label(client, node, accelerators.Labels()); err != nil {
-		return err
-	}
+	go label(client, node, accelerators.Labels())
 	var registered os.FileInfo
 	var servers []*grpc.Server
 	for {
-		// The kubelet empties the directory when it starts, so each of its sockets is a new file.
+		// The kubelet empties the directory when it starts and makes a new socket, perhaps with the old inode.
 		socket, err := os.Stat(deviceplugin.KubeletSocket)
-		if err == nil && (registered == nil || !os.SameFile(registered, socket)) {
+		if err == nil && (registered == nil || !os.SameFile(registered, socket) || !registered.ModTime().Equal(socket.ModTime())) {
 			for _, server := range servers {
 				server.Stop()
 			}
@@ -63,19 +61,20 @@ func Run(config, kubeconfig, node string) error {
 	}
 }
 
-// label patches the node until that succeeds: the API server may be away for a while.
-func label(client kubernetes.Interface, node string, labels map[string]string) error {
+// label patches the node until that succeeds: the node may not be registered yet.
+func label(client kubernetes.Interface, node string, labels map[string]string) {
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": labels}})
 	if err != nil {
-		return err
+		// Strings always encode.
+		panic(err)
 	}
 	for {
 		_, err := client.CoreV1().Nodes().Patch(context.Background(), node, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
 		if err == nil {
-			return nil
+			return
 		}
-		log.Printf("cannot label the node: %v", err)
-		time.Sleep(time.Second)
+		log.Printf("cannot label the node yet: %v", err)
+		time.Sleep(300 * time.Millisecond)
 	}
 }
 

@@ -143,6 +143,8 @@ clusterDNS: ["%[4]s"]
 clusterDomain: cluster.local
 resolvConf: ""
 serializeImagePulls: false
+# How long a device that a plugin registers is unseen; the default of 10 s makes tests wait.
+nodeStatusUpdateFrequency: 1s
 # The disk is the developer's own: a full one shall not evict the tests' pods.
 evictionHard: {imagefs.available: "1%%", nodefs.available: "1%%"}
 imageGCHighThresholdPercent: 100

@@ -122,6 +122,9 @@ func ControlPlane(options state.Options) []Component {
 				"--service-cluster-ip-range=" + sandbox.ServiceNet,
 				"--leader-elect=false",
 				"--profiling=false",
+				// Each controller asks for an account of its own at the start; at the default of 20 a second that takes 5 s.
+				"--kube-api-qps=300",
+				"--kube-api-burst=600",
 			},
 			Health: &Health{URL: "https://127.0.0.1:10257/healthz"},
 		},

@@ -38,7 +38,7 @@ func (s *Supervisor) boot(listener net.Listener, report func(Event)) error {
 	}
 	node := !s.config.Options.ControlPlaneOnly
 	controlPlane := plan.ControlPlane(s.config.Options)
-	if err := s.start(controlPlane[:2]...); err != nil {
+	if err := s.start(controlPlane[0]); err != nil {
 		return err
 	}
 	paused := make(chan error, 1)
@@ -52,6 +52,13 @@ func (s *Supervisor) boot(listener net.Listener, report func(Event)) error {
 		}
 		go func() { paused <- s.loadPause() }()
 	}
+	// An API server that finds no etcd tries again only after a second.
+	if err := s.await("etcd", bootLimit); err != nil {
+		return err
+	}
+	if err := s.start(controlPlane[1]); err != nil {
+		return err
+	}
 	if err := s.await("kube-apiserver", bootLimit); err != nil {
 		return err
 	}
@@ -63,8 +70,9 @@ func (s *Supervisor) boot(listener net.Listener, report func(Event)) error {
 	if err := s.createObjects(node); err != nil {
 		return err
 	}
+	accelerators := gpu.FromOptions(s.config.Options)
 	if node {
-		if err := s.start(plan.Node()...); err != nil {
+		if err := s.startNode(accelerators); err != nil {
 			return err
 		}
 	}
@@ -82,7 +90,7 @@ func (s *Supervisor) boot(listener net.Listener, report func(Event)) error {
 		stage("node and DNS")
 		go provisioner.Run(s.client, plan.File("volumes"), plan.NodeName)
 	}
-	if accelerators := gpu.FromOptions(s.config.Options); !accelerators.Empty() {
+	if !accelerators.Empty() {
 		if err := s.devicesReady(accelerators); err != nil {
 			return err
 		}
@@ -144,14 +152,22 @@ func schedulable(node *corev1.Node) error {
 	return nil
 }
 
-// devicesReady starts the device plugin and waits until the node offers what was asked for.
-func (s *Supervisor) devicesReady(accelerators gpu.Accelerators) error {
+// startNode starts the node's programs, with the device plugin where there is something to offer.
+func (s *Supervisor) startNode(accelerators gpu.Accelerators) error {
+	if err := s.start(plan.Node()...); err != nil {
+		return err
+	}
+	if accelerators.Empty() {
+		return nil
+	}
 	if err := os.WriteFile(plan.File("accelerators.json"), accelerators.Encode(), 0o644); err != nil {
 		return err
 	}
-	if err := s.start(plan.DevicePlugin()); err != nil {
-		return err
-	}
+	return s.start(plan.DevicePlugin())
+}
+
+// devicesReady waits until the node offers what was asked for.
+func (s *Supervisor) devicesReady(accelerators gpu.Accelerators) error {
 	return s.until("device-plugin", bootLimit, func() error {
 		node, err := s.client.CoreV1().Nodes().Get(context.Background(), plan.NodeName, metav1.GetOptions{})
 		if err != nil {
@@ -188,7 +204,7 @@ func (s *Supervisor) loadPause() error {
 func (s *Supervisor) load(archive *os.File) ([]string, error) {
 	text, err := s.ctr(archive, "images", "import", "-")
 	if err != nil {
-		return nil, &control.Failure{Component: "containerd", Message: fmt.Sprintf("cannot import the image: %v", err)}
+		return nil, fmt.Errorf("cannot import the image: %w", err)
 	}
 	var names []string
 	for line := range strings.Lines(text) {

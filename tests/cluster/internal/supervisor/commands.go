@@ -17,7 +17,8 @@ type Status struct {
 	Stages     []Event           `json:"stages"`
 	Components []ComponentStatus `json:"components"`
 	Forwards   []Forward         `json:"forwards"`
-	// Resident is the memory of everything but the pods.
+	// ResidentMiB is the memory of everything but the pods. Pages that components share, which are those of the one
+	// binary that all of them are, count once.
 	ResidentMiB int `json:"residentMiB"`
 }
 
@@ -99,14 +100,14 @@ func (s *Supervisor) status() Status {
 	return status
 }
 
-// residentMiB is what the kernel says of a process; 0 when it is gone.
+// residentMiB is a process's proportional share of memory; 0 when it is gone.
 func residentMiB(pid int) int {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
 		return 0
 	}
 	for line := range strings.Lines(string(data)) {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+		if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
 			kib, err := strconv.Atoi(strings.Fields(rest)[0])
 			if err != nil {
 				return 0

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"strings"
@@ -14,7 +15,7 @@ import (
 	"candela.dev/cluster/internal/plan"
 )
 
-const pollPause = 50 * time.Millisecond
+const pollPause = 20 * time.Millisecond
 
 // probes go to loopback inside the cluster's own network, where nobody else listens, so certificates are not
 // checked; kube-scheduler and kube-controller-manager sign their own.
@@ -86,7 +87,11 @@ func (s *Supervisor) await(name string, limit time.Duration) error {
 	if err != nil {
 		return err
 	}
-	return s.until(name, limit, func() error { return healthy(c.Component) })
+	if err := s.until(name, limit, func() error { return healthy(c.Component) }); err != nil {
+		return err
+	}
+	log.Printf("%s is healthy after %.2f s", name, time.Since(s.started).Seconds())
+	return nil
 }
 
 // until waits for `check`, and blames `name` when it does not pass in time.
