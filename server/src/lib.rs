@@ -1,1 +1,23 @@
-//! Room of the workspace; see `docs/architecture.md`.
+//! The inference server: OpenAI API over the engine, fetching of weights, and a process's life from start to drain.
+//! No model code here: that is `candela-engine`.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+
+pub mod cli;
+pub mod serve;
+
+pub mod fetch;
+
+mod api;
+mod app;
+mod exit;
+mod internal;
+mod lifecycle;
+mod listen;
+mod metrics;
+mod model;
+mod progress;
+mod resources;
+
+pub use app::Limits;
+pub use exit::Fatal;

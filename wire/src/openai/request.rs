@@ -74,6 +74,8 @@ pub struct Sampling {
     pub frequency_penalty: Option<f64>,
     pub repetition_penalty: Option<f64>,
     pub stop: Vec<String>,
+    /// Added to the logits of single tokens.
+    pub logit_bias: Vec<(u32, f32)>,
 }
 
 impl ChatRequest {
@@ -142,6 +144,7 @@ fn sampling(fields: &mut Fields, max_name: &str, limits: &RequestLimits) -> Resu
         frequency_penalty: fields.number("frequency_penalty", -2.0, 2.0)?,
         repetition_penalty,
         stop: stop(fields.take("stop"), limits)?,
+        logit_bias: logit_bias(fields.take("logit_bias"))?,
     })
 }
 
@@ -162,6 +165,27 @@ fn stop(value: Option<Value>, limits: &RequestLimits) -> Result<Vec<String>, Inv
         Ok(text)
     };
     list.into_iter().enumerate().map(one).collect()
+}
+
+fn logit_bias(value: Option<Value>) -> Result<Vec<(u32, f32)>, InvalidField> {
+    let map = match value {
+        None => return Ok(Vec::new()),
+        Some(Value::Object(map)) if map.len() <= 1024 => map,
+        Some(Value::Object(_)) => {
+            return Err(InvalidField::value("logit_bias", "`logit_bias` has more than 1024 entries"));
+        }
+        Some(other) => return Err(wrong("logit_bias", "an object of token ids and numbers", &other)),
+    };
+    let one = |(id, bias): (String, Value)| {
+        let token = id.parse().map_err(|_| {
+            InvalidField::value("logit_bias", "`logit_bias` must have token ids as its keys, such as \"42\"")
+        })?;
+        match bias.as_f64() {
+            Some(number) if (-100.0..=100.0).contains(&number) => Ok((token, number as f32)),
+            _ => Err(wrong(&format!("logit_bias.{token}"), "a number from -100 to 100", &bias)),
+        }
+    };
+    map.into_iter().map(one).collect()
 }
 
 /// `stream` and `stream_options.include_usage`.
@@ -285,7 +309,6 @@ fn refuse_chat_only(fields: &mut Fields) -> Result<(), InvalidField> {
 
 fn refuse_shared(fields: &mut Fields) -> Result<(), InvalidField> {
     fields.only("n", is_one, "send one request for each answer that you want")?;
-    fields.only("logit_bias", is_empty, "leave it out")?;
     fields.only("store", is_false, "nothing is stored here")?;
     fields.only("metadata", is_empty, "nothing is stored here")?;
     fields.only("service_tier", |value| value == "auto" || value == "default", "there is one tier here")?;

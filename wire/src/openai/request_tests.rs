@@ -19,7 +19,7 @@ fn a_full_chat_request_is_read() {
         r#", "max_completion_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 3, "seed": -4,
            "presence_penalty": 1, "frequency_penalty": -1, "stop": ["a", "b"], "logprobs": true, "top_logprobs": 2,
            "stream": true, "stream_options": {"include_usage": true}, "n": 1, "tools": [], "user": "u",
-           "response_format": {"type": "text"}, "logit_bias": null"#,
+           "response_format": {"type": "text"}, "logit_bias": {"7": -100}"#,
     )
     .expect("all of it is supported");
     let sampling = Sampling {
@@ -32,6 +32,7 @@ fn a_full_chat_request_is_read() {
         frequency_penalty: Some(-1.0),
         repetition_penalty: None,
         stop: vec!["a".into(), "b".into()],
+        logit_bias: vec![(7, -100.0)],
     };
     let messages = vec![Message { role: "user", content: "hi".into(), name: None }];
     let model = "m".to_owned();
@@ -49,7 +50,8 @@ fn what_would_be_ignored_is_refused_by_name() {
         (r#", "tools": [{}]"#, "tools", "unsupported_parameter"),
         (r#", "tool_choice": "auto""#, "tool_choice", "unsupported_parameter"),
         (r#", "response_format": {"type": "json_object"}"#, "response_format", "unsupported_parameter"),
-        (r#", "logit_bias": {"1": 2}"#, "logit_bias", "unsupported_parameter"),
+        (r#", "logit_bias": {"a": 2}"#, "logit_bias", "invalid_value"),
+        (r#", "logit_bias": {"1": 101}"#, "logit_bias.1", "invalid_value"),
         (r#", "store": true"#, "store", "unsupported_parameter"),
         (r#", "colour": 1"#, "colour", "unknown_parameter"),
         (r#", "temperature": 2.1"#, "temperature", "invalid_value"),

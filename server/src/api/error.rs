@@ -1,0 +1,249 @@
+//! Every refusal on the public listener, and the one function that maps it to HTTP.
+
+use std::{error::Error, fmt, time::Duration};
+
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
+use candela_engine::{SubmitError, TextError};
+use candela_wire::openai::{ErrorBody, ErrorDetail, ErrorKind, InvalidField};
+use http::{HeaderValue, StatusCode, header};
+
+/// What went wrong; the text of each is public.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum ApiError {
+    Invalid(InvalidField),
+    MediaType,
+    BodyTooLarge {
+        limit: usize,
+    },
+    BodyTooSlow {
+        limit: Duration,
+    },
+    BodyBroken,
+    NoRoute {
+        path: String,
+    },
+    Method {
+        allowed: &'static str,
+    },
+    NoSuchModel {
+        asked: String,
+        served: String,
+    },
+    ContextLength {
+        prompt_tokens: usize,
+        max_tokens: u32,
+        context_length: u32,
+    },
+    QueueFull {
+        retry_after: Duration,
+    },
+    Loading {
+        phase: &'static str,
+    },
+    ShuttingDown,
+    Deadline {
+        limit: Duration,
+    },
+    FirstToken {
+        limit: Duration,
+    },
+    SlowReader,
+    /// A fault of ours.
+    Engine(String),
+}
+
+impl ApiError {
+    pub(crate) fn invalid(param: &str, message: impl Into<String>) -> Self {
+        Self::Invalid(InvalidField::value(param, message))
+    }
+
+    pub(crate) fn submit(err: SubmitError, max_tokens: Option<u32>) -> Self {
+        match err {
+            SubmitError::QueueFull { retry_after, .. } => Self::QueueFull { retry_after },
+            SubmitError::PromptTooLong { prompt_tokens, context_length } => {
+                let max_tokens = max_tokens.unwrap_or(0);
+                Self::ContextLength { prompt_tokens, max_tokens, context_length }
+            }
+            SubmitError::Invalid { field, what } => {
+                let param = if field == "prompt_tokens" { "prompt" } else { field };
+                Self::invalid(param, format!("`{param}`: {what}"))
+            }
+            SubmitError::ShuttingDown => Self::ShuttingDown,
+        }
+    }
+
+    /// `param` is the field that the text came from.
+    pub(crate) fn text(err: &TextError, param: &str) -> Self {
+        match err {
+            TextError::Tokenizer(what) => Self::Engine(format!("the tokenizer failed: {what}")),
+            TextError::TooLong { .. } => Self::Invalid(InvalidField {
+                param: Some(param.to_owned()),
+                message: err.to_string(),
+                code: "context_length_exceeded",
+            }),
+            TextError::NoChatTemplate | TextError::ChatTemplate(_) => Self::invalid(param, err.to_string()),
+        }
+    }
+
+    /// Status, OpenAI's type, our code.
+    fn class(&self) -> (StatusCode, ErrorKind, &'static str) {
+        use ErrorKind::{
+            InvalidRequestError, RateLimitError, ServerError, ServiceUnavailableError, TimeoutError,
+        };
+        match self {
+            Self::Invalid(field) => (StatusCode::BAD_REQUEST, InvalidRequestError, field.code),
+            Self::MediaType => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, InvalidRequestError, "unsupported_media_type")
+            }
+            Self::BodyTooLarge { .. } => {
+                (StatusCode::PAYLOAD_TOO_LARGE, InvalidRequestError, "request_too_large")
+            }
+            Self::BodyTooSlow { .. } => (StatusCode::REQUEST_TIMEOUT, TimeoutError, "request_body_timeout"),
+            Self::BodyBroken => (StatusCode::BAD_REQUEST, InvalidRequestError, "request_body_broken"),
+            Self::NoRoute { .. } => (StatusCode::NOT_FOUND, InvalidRequestError, "unknown_url"),
+            Self::Method { .. } => {
+                (StatusCode::METHOD_NOT_ALLOWED, InvalidRequestError, "method_not_allowed")
+            }
+            Self::NoSuchModel { .. } => (StatusCode::NOT_FOUND, InvalidRequestError, "model_not_found"),
+            Self::ContextLength { .. } => {
+                (StatusCode::BAD_REQUEST, InvalidRequestError, "context_length_exceeded")
+            }
+            Self::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, RateLimitError, "queue_full"),
+            Self::Loading { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, ServiceUnavailableError, "model_loading")
+            }
+            Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, ServiceUnavailableError, "shutting_down"),
+            Self::Deadline { .. } => (StatusCode::GATEWAY_TIMEOUT, TimeoutError, "request_timeout"),
+            Self::FirstToken { .. } => (StatusCode::GATEWAY_TIMEOUT, TimeoutError, "first_token_timeout"),
+            Self::SlowReader => (StatusCode::REQUEST_TIMEOUT, TimeoutError, "client_too_slow"),
+            Self::Engine(_) => (StatusCode::INTERNAL_SERVER_ERROR, ServerError, "engine_error"),
+        }
+    }
+
+    pub(crate) fn body(&self) -> ErrorBody {
+        let (_, kind, code) = self.class();
+        let param = match self {
+            Self::Invalid(field) => field.param.clone(),
+            Self::NoSuchModel { .. } => Some("model".to_owned()),
+            _ => None,
+        };
+        ErrorBody {
+            error: ErrorDetail { message: self.to_string(), kind, param, code: Some(code.to_owned()) },
+        }
+    }
+
+    /// When to come back, for errors that pass.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::QueueFull { retry_after } => Some(*retry_after),
+            Self::Loading { .. } => Some(Duration::from_secs(5)),
+            Self::ShuttingDown => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+
+    /// Whether unread bytes of the request may follow, so that the connection cannot be used again.
+    fn leaves_body(&self) -> bool {
+        matches!(
+            self,
+            Self::BodyTooLarge { .. } | Self::BodyTooSlow { .. } | Self::BodyBroken | Self::MediaType
+        )
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Invalid(field) => write!(out, "{field}"),
+            Self::MediaType => write!(out, "send the body as `content-type: application/json`"),
+            Self::BodyTooLarge { limit } => {
+                write!(out, "the request body is larger than {limit} bytes: send less text")
+            }
+            Self::BodyTooSlow { limit } => {
+                write!(out, "the request body did not arrive within {} s", limit.as_secs_f32())
+            }
+            Self::BodyBroken => write!(out, "the request body ended before its announced end"),
+            Self::NoRoute { path } => {
+                write!(out, "there is nothing at `{path}`: see /openapi.json for what there is")
+            }
+            Self::Method { allowed } => write!(out, "use {allowed} here"),
+            Self::NoSuchModel { asked, served } => {
+                write!(out, "the model `{asked}` does not exist here; this server serves `{served}`")
+            }
+            Self::ContextLength { prompt_tokens, max_tokens, context_length } => write!(
+                out,
+                "the model's context holds {context_length} tokens, but the prompt has {prompt_tokens} and \
+                 {max_tokens} more are asked for: shorten the prompt or lower `max_tokens`"
+            ),
+            Self::QueueFull { retry_after } => {
+                write!(
+                    out,
+                    "the server is busy and its queue is full: retry in {} s",
+                    whole_seconds(*retry_after)
+                )
+            }
+            Self::Loading { phase } => write!(out, "the model is not ready yet (phase {phase}): retry soon"),
+            Self::ShuttingDown => write!(out, "the server is shutting down: retry, another one will answer"),
+            Self::Deadline { limit } => write!(
+                out,
+                "the answer was not complete within {} s: lower `max_tokens` or raise the request timeout",
+                limit.as_secs_f32()
+            ),
+            Self::FirstToken { limit } => {
+                write!(out, "the first token did not come within {} s: retry later", limit.as_secs_f32())
+            }
+            Self::SlowReader => write!(out, "the stream was not read fast enough"),
+            Self::Engine(what) => write!(out, "the server failed on this request: {what}"),
+        }
+    }
+}
+
+impl Error for ApiError {}
+
+/// At least one: a client told to retry in 0 s retries at once.
+fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs_f64().ceil().max(1.0) as u64
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, _, _) = self.class();
+        let mut response = (status, Json(self.body())).into_response();
+        let headers = response.headers_mut();
+        if let Some(wait) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
+        }
+        if let Self::Method { allowed } = self {
+            headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
+        }
+        if self.leaves_body() {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_queue_says_when_to_come_back() {
+        let response = ApiError::QueueFull { retry_after: Duration::from_millis(200) }.into_response();
+        assert_eq!(response.status(), 429);
+        assert_eq!(response.headers()["retry-after"], "1");
+    }
+
+    #[test]
+    fn the_body_is_what_openai_clients_read() {
+        let err = ApiError::NoSuchModel { asked: "a".into(), served: "b".into() };
+        let expected = serde_json::json!({"error": {
+            "message": "the model `a` does not exist here; this server serves `b`",
+            "type": "invalid_request_error", "param": "model", "code": "model_not_found"
+        }});
+        assert_eq!(serde_json::to_value(err.body()).unwrap(), expected);
+    }
+}

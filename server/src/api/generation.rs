@@ -1,0 +1,152 @@
+//! One admitted generation: the engine's events over a bounded channel, with everything that may end it early.
+
+use std::{
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use candela_engine::{CancelToken, Event, FinishReason, Finished, GenerateRequest, Token};
+use tokio::{
+    sync::mpsc::{self, error::TrySendError},
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{error::ApiError, prepare::request_limit, served};
+use crate::{
+    app::App,
+    lifecycle::{InFlight, Stage},
+};
+
+/// Dropping it cancels the generation, which frees its slot at the engine's next step.
+pub(crate) struct Generation {
+    app: Arc<App>,
+    events: mpsc::Receiver<Event>,
+    cancel: CancelToken,
+    /// The client did not keep up, and the engine let go.
+    overflowed: Arc<AtomicBool>,
+    admitted: Instant,
+    last_token: Option<Instant>,
+    /// What it is counted as when it ends now.
+    outcome: &'static str,
+    _in_flight: InFlight,
+}
+
+/// What comes next.
+pub(crate) enum Next {
+    Token(Token),
+    Finished(Finished),
+    /// Nothing for the time that was asked for.
+    Silence,
+}
+
+impl Generation {
+    /// Admits `request`, or says why not.
+    pub(crate) fn begin(app: &Arc<App>, request: GenerateRequest) -> Result<Self, ApiError> {
+        let engine = &served(app)?.engine;
+        let (prompt_tokens, max_tokens) = (request.prompt_tokens.len() as u64, request.max_tokens);
+        let (sender, events) = mpsc::channel(app.limits.unread_tokens.max(1));
+        let overflowed = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&overflowed);
+        let sink = Box::new(move |event| match sender.try_send(event) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(TrySendError::Full(_)) => {
+                flag.store(true, Ordering::Release);
+                ControlFlow::Break(())
+            }
+            Err(TrySendError::Closed(_)) => ControlFlow::Break(()),
+        });
+        let in_flight = app.lifecycle.begin();
+        let cancel = engine.submit(request, sink).map_err(|err| ApiError::submit(err, max_tokens))?;
+        app.metrics.prompt_tokens.inc_by(prompt_tokens);
+        Ok(Self {
+            app: Arc::clone(app),
+            events,
+            cancel,
+            overflowed,
+            admitted: Instant::now(),
+            last_token: None,
+            outcome: "client_gone",
+            _in_flight: in_flight,
+        })
+    }
+
+    /// The next event; [`Next::Silence`] after `patience` without one.
+    pub(crate) async fn next(&mut self, patience: Duration) -> Result<Next, ApiError> {
+        let first_token = self.app.config.timeouts.first_token_ms.map(Duration::from_millis);
+        let late = async {
+            match first_token.filter(|_| self.last_token.is_none()) {
+                None => std::future::pending().await,
+                Some(limit) => {
+                    sleep_until(self.admitted + limit).await;
+                    limit
+                }
+            }
+        };
+        let received = tokio::select! {
+            biased;
+            received = timeout(patience, self.events.recv()) => received,
+            limit = late => return self.fail("first_token_timeout", ApiError::FirstToken { limit }),
+            () = self.app.lifecycle.reached(Stage::Ending) => {
+                return self.fail("ended_by_drain", ApiError::ShuttingDown);
+            }
+        };
+        match received {
+            Err(_) => Ok(Next::Silence),
+            Ok(Some(Event::Token(token))) => {
+                self.count_token();
+                Ok(Next::Token(token))
+            }
+            Ok(Some(Event::Finished(finished))) => self.finished(finished),
+            Ok(None) if self.overflowed.load(Ordering::Acquire) => {
+                self.fail("client_too_slow", ApiError::SlowReader)
+            }
+            Ok(None) => self.fail("error", ApiError::Engine("the engine let go of it".to_owned())),
+        }
+    }
+
+    fn count_token(&mut self) {
+        let now = Instant::now();
+        let metrics = &self.app.metrics;
+        metrics.generated_tokens.inc();
+        match self.last_token.replace(now) {
+            None => metrics.time_to_first_token.observe((now - self.admitted).as_secs_f64()),
+            Some(last) => metrics.inter_token.observe((now - last).as_secs_f64()),
+        }
+    }
+
+    fn finished(&mut self, finished: Finished) -> Result<Next, ApiError> {
+        self.app.metrics.queue_time.observe(finished.timings.queue.as_secs_f64());
+        match finished.reason {
+            FinishReason::Stop => self.outcome = "stop",
+            FinishReason::Length => self.outcome = "length",
+            FinishReason::Deadline => {
+                let limit = request_limit(&self.app);
+                return self.fail("request_timeout", ApiError::Deadline { limit });
+            }
+            // We cancel by dropping, so this was the engine's own shutdown.
+            FinishReason::Cancelled => return self.fail("ended_by_drain", ApiError::ShuttingDown),
+            FinishReason::Error(ref what) => {
+                tracing::error!(error = %what, "the engine failed on a request");
+                let public = "computing the next token failed".to_owned();
+                return self.fail("error", ApiError::Engine(public));
+            }
+        }
+        Ok(Next::Finished(finished))
+    }
+
+    fn fail(&mut self, outcome: &'static str, err: ApiError) -> Result<Next, ApiError> {
+        self.outcome = outcome;
+        Err(err)
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+        self.app.metrics.generation_ended(self.outcome);
+    }
+}

@@ -1,0 +1,139 @@
+//! The public listener: OpenAI routes, what they share, and what happens off them.
+
+mod answer;
+mod chat;
+mod completions;
+mod error;
+mod generation;
+mod openapi;
+mod prepare;
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{MatchedPath, Path, Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{MethodRouter, get, post},
+};
+use candela_wire::{
+    openai::{Model, ModelList},
+    problem::{self, Problem},
+};
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use tracing::debug;
+
+use crate::{app::App, lifecycle::Stage, metrics::Answer, model::Served};
+use error::ApiError;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const MODEL: HeaderName = HeaderName::from_static("x-candela-model");
+const REVISION: HeaderName = HeaderName::from_static("x-candela-revision");
+
+/// Every route with its method, for the router and for the check against the OpenAPI document.
+fn routes() -> [(&'static str, &'static str, MethodRouter<Arc<App>>); 5] {
+    [
+        ("post", "/v1/chat/completions", post(chat::handle)),
+        ("post", "/v1/completions", post(completions::handle)),
+        ("get", "/v1/models", get(models)),
+        ("get", "/v1/models/{*model}", get(model)),
+        ("get", "/openapi.json", get(openapi::handle)),
+    ]
+}
+
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let mut router = Router::new();
+    for (method, path, handler) in routes() {
+        // Axum answers HEAD for GET routes by itself.
+        let allowed = if method == "get" { "GET, HEAD" } else { "POST" };
+        let wrong_method = move || async move { ApiError::Method { allowed }.into_response() };
+        router = router.route(path, handler.fallback(wrong_method));
+    }
+    router
+        .fallback(nothing_here)
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), around))
+        .with_state(app)
+}
+
+/// Around every request: its id, who answers, the drain's `Connection: close`, and one count.
+async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let id = request_id(&request);
+    request.headers_mut().insert(REQUEST_ID, id.clone());
+    let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let route = routes_label(path.as_deref());
+    let mut response = next.run(request).await;
+    app.metrics.requests.get_or_create(&Answer { route, status: response.status().as_u16() }).inc();
+    debug!(route, status = response.status().as_u16(), request_id = ?id, "answered");
+    let headers = response.headers_mut();
+    headers.insert(REQUEST_ID, id);
+    if let Some(served) = app.served.get() {
+        for (name, value) in [(MODEL, &served.name), (REVISION, &served.revision)] {
+            if let Ok(value) = HeaderValue::from_str(value) {
+                headers.insert(name, value);
+            }
+        }
+    }
+    if app.lifecycle.stage() >= Stage::Draining {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// The client's own id if it is short and plain, else a new one.
+fn request_id(request: &Request) -> HeaderValue {
+    let plain = |id: &&HeaderValue| {
+        let bytes = id.as_bytes();
+        (1..=128).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
+    };
+    match request.headers().get(REQUEST_ID).filter(plain) {
+        Some(id) => id.clone(),
+        None => HeaderValue::from_str(&format!("req-{}", random_hex()))
+            .expect("letters, digits and a dash are a header value"),
+    }
+}
+
+pub(crate) fn random_hex() -> String {
+    hex::encode(rand::random::<[u8; 12]>())
+}
+
+fn routes_label(path: Option<&str>) -> &'static str {
+    routes().into_iter().map(|(_, known, _)| known).find(|known| Some(*known) == path).unwrap_or("none")
+}
+
+/// OpenAI's shape where OpenAI's clients may look, problem+json elsewhere.
+async fn nothing_here(request: Request) -> Response {
+    let path: String = request.uri().path().chars().take(200).collect();
+    let err = ApiError::NoRoute { path };
+    if request.uri().path().starts_with("/v1") {
+        return err.into_response();
+    }
+    let problem = Problem::of_status(StatusCode::NOT_FOUND, err.to_string());
+    let content_type = [(header::CONTENT_TYPE, problem::CONTENT_TYPE)];
+    (StatusCode::NOT_FOUND, content_type, Json(problem).into_response().into_body()).into_response()
+}
+
+/// The model, or why there is none yet.
+fn served(app: &App) -> Result<&Served, ApiError> {
+    app.served.get().ok_or_else(|| match app.lifecycle.stage() {
+        Stage::Loading | Stage::Ready => ApiError::Loading { phase: app.progress.phase().name() },
+        Stage::Draining | Stage::Closing | Stage::Ending => ApiError::ShuttingDown,
+    })
+}
+
+async fn models(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiError> {
+    let data = vec![served(&app)?.listed()];
+    Ok(Json(ModelList { object: "list".to_owned(), data }))
+}
+
+async fn model(State(app): State<Arc<App>>, Path(asked): Path<String>) -> Result<Json<Model>, ApiError> {
+    let served = served(&app)?;
+    if asked != served.name {
+        return Err(no_such_model(&asked, served));
+    }
+    Ok(Json(served.listed()))
+}
+
+fn no_such_model(asked: &str, served: &Served) -> ApiError {
+    ApiError::NoSuchModel { asked: asked.chars().take(100).collect(), served: served.name.clone() }
+}

@@ -1,0 +1,118 @@
+//! From a request's body to a job for the engine: bounded reading, then parsing and tokenising off the async
+//! threads.
+
+use std::sync::Arc;
+
+use axum::{body::Body, extract::Request};
+use bytes::Bytes;
+use candela_engine::{GenerateRequest, SamplingParams};
+use candela_wire::openai::{Logprobs, Sampling};
+use http::header;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use std::time::Duration;
+use tokio::time::timeout;
+
+use super::{error::ApiError, served};
+use crate::{app::App, model::Served};
+
+/// What both kinds of request come down to.
+pub(crate) struct Job {
+    pub(crate) request: GenerateRequest,
+    pub(crate) stream: bool,
+    pub(crate) include_usage: bool,
+}
+
+/// Reads the body, then lets `parse` turn it into a job on a blocking thread.
+pub(crate) async fn job(
+    app: &Arc<App>,
+    request: Request,
+    parse: fn(&App, &Served, &[u8]) -> Result<Job, ApiError>,
+) -> Result<Job, ApiError> {
+    // Before the body: nobody should upload megabytes to be told to come back.
+    served(app)?;
+    let body = read_body(app, request).await?;
+    let full = ApiError::QueueFull { retry_after: Duration::from_secs(1) };
+    let preparing = Arc::clone(&app.preparing).try_acquire_owned().map_err(|_| full)?;
+    let closed = |_| ApiError::ShuttingDown;
+    let tokenising = Arc::clone(&app.tokenising).acquire_owned().await.map_err(closed)?;
+    let app = Arc::clone(app);
+    let work = move || {
+        let _permits = (preparing, tokenising);
+        parse(&app, served(&app)?, &body)
+    };
+    // It ends without a result only if it panicked, and then so does the process.
+    tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::ShuttingDown)?
+}
+
+async fn read_body(app: &App, request: Request) -> Result<Bytes, ApiError> {
+    let media_type = request.headers().get(header::CONTENT_TYPE).map(|value| value.as_bytes());
+    let is_json = |value: &[u8]| {
+        let end = value.iter().position(|byte| *byte == b';').unwrap_or(value.len());
+        value[..end].trim_ascii().eq_ignore_ascii_case(b"application/json")
+    };
+    if !media_type.is_none_or(is_json) {
+        return Err(ApiError::MediaType);
+    }
+    let limit = app.limits.body_bytes;
+    let announced =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|bytes: u64| bytes > limit as u64) {
+        return Err(ApiError::BodyTooLarge { limit });
+    }
+    let body: Body = request.into_body();
+    let collected = timeout(app.limits.body, Limited::new(body, limit).collect()).await;
+    match collected {
+        Err(_) => Err(ApiError::BodyTooSlow { limit: app.limits.body }),
+        Ok(Err(err)) if err.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge { limit }),
+        Ok(Err(_)) => Err(ApiError::BodyBroken),
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+    }
+}
+
+/// Puts a tokenised prompt and the request's wishes together.
+pub(crate) fn generate_request(
+    app: &App,
+    served: &Served,
+    prompt_tokens: Vec<u32>,
+    wishes: Sampling,
+    logprobs: Logprobs,
+) -> Result<GenerateRequest, ApiError> {
+    let context_length = served.engine.facts().context_length;
+    let wanted = wishes.max_tokens.unwrap_or(1);
+    if prompt_tokens.len() as u64 + u64::from(wanted) > u64::from(context_length) {
+        let max_tokens = wanted;
+        return Err(ApiError::ContextLength {
+            prompt_tokens: prompt_tokens.len(),
+            max_tokens,
+            context_length,
+        });
+    }
+    let defaults = &served.defaults;
+    let number = |wish: Option<f64>, default: f32| wish.map_or(default, |wish| wish as f32);
+    let sampling = SamplingParams {
+        temperature: number(wishes.temperature, defaults.temperature),
+        // OpenAI allows 0, which can only mean "the likeliest".
+        top_p: number(wishes.top_p, defaults.top_p).max(1e-6),
+        top_k: wishes.top_k.unwrap_or(defaults.top_k),
+        min_p: defaults.min_p,
+        // Any integer is a seed; which one does not matter.
+        seed: wishes.seed.map(|seed| seed as u64),
+        presence_penalty: number(wishes.presence_penalty, defaults.presence_penalty),
+        frequency_penalty: number(wishes.frequency_penalty, defaults.frequency_penalty),
+        repetition_penalty: number(wishes.repetition_penalty, defaults.repetition_penalty),
+        logit_bias: wishes.logit_bias,
+    };
+    Ok(GenerateRequest {
+        prompt_tokens,
+        sampling,
+        max_tokens: wishes.max_tokens,
+        stop: wishes.stop,
+        deadline: Some(std::time::Instant::now() + request_limit(app)),
+        logprobs: logprobs.map(u32::from),
+        ignore_eos: false,
+    })
+}
+
+pub(crate) fn request_limit(app: &App) -> Duration {
+    app.config.timeouts.request_ms.map_or(app.limits.request, Duration::from_millis)
+}

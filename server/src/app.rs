@@ -1,0 +1,99 @@
+//! What the handlers of one process share.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use candela_wire::{config::ServerConfig, internal::Startup, openai::RequestLimits};
+use tokio::{sync::Semaphore, time::Instant};
+
+use crate::{
+    lifecycle::Lifecycle,
+    metrics::{Metrics, Now},
+    model::Served,
+    progress::Progress,
+};
+
+/// Bounds of one process that `server.json` does not set.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bytes of a request's body.
+    pub body_bytes: usize,
+    /// Time for a whole body to arrive.
+    pub body: Duration,
+    /// Time from the first byte of a request (or from accepting) to the end of its headers.
+    pub header: Duration,
+    /// Time that a connection may rest between requests.
+    pub idle: Duration,
+    /// Time that a client may take to accept the next bytes of an answer.
+    pub write: Duration,
+    /// Open connections on the public listener; further ones wait in the kernel's backlog.
+    pub connections: usize,
+    /// Sequences that generate at the same time.
+    pub sequences: usize,
+    /// Requests that may wait for one.
+    pub queue: usize,
+    /// Tokens of a stream that its client has not read yet; one more ends it.
+    pub unread_tokens: usize,
+    /// Between keep-alive comments on a silent stream.
+    pub keep_alive: Duration,
+    /// Whole request, when `server.json` does not say.
+    pub request: Duration,
+    /// From SIGTERM until the listener closes: endpoints need that long to forget this pod.
+    pub drain_window: Duration,
+    /// A step that takes longer than this while there is work means a wedged engine.
+    pub heartbeat: Duration,
+    pub shape: RequestLimits,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 4 << 20,
+            body: Duration::from_secs(30),
+            header: Duration::from_secs(10),
+            idle: Duration::from_secs(75),
+            write: Duration::from_secs(30),
+            connections: 1024,
+            sequences: 8,
+            queue: 64,
+            unread_tokens: 1024,
+            keep_alive: Duration::from_secs(15),
+            request: Duration::from_secs(600),
+            drain_window: Duration::from_secs(5),
+            heartbeat: Duration::from_secs(60),
+            shape: RequestLimits::default(),
+        }
+    }
+}
+
+/// One process.
+pub(crate) struct App {
+    pub(crate) config: ServerConfig,
+    pub(crate) limits: Limits,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) progress: Arc<Progress>,
+    pub(crate) lifecycle: Lifecycle,
+    /// Set once, when the model is loaded and warm.
+    pub(crate) served: OnceLock<Served>,
+    pub(crate) startup: OnceLock<Startup>,
+    /// Requests between their body and the engine's queue; more than that queue holds is refused at once.
+    pub(crate) preparing: Arc<Semaphore>,
+    /// Of those, how many tokenise at the same time.
+    pub(crate) tokenising: Arc<Semaphore>,
+    pub(crate) began: Instant,
+}
+
+impl App {
+    pub(crate) fn now(&self) -> Now {
+        let in_flight = self.lifecycle.in_flight();
+        match self.served.get() {
+            None => Now { running: 0, queued: 0, in_flight },
+            Some(served) => {
+                let stats = served.engine.stats();
+                Now { running: stats.running, queued: stats.queued, in_flight }
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Arguments, logging, the runtime, and exit codes.
+
+use std::{
+    net::SocketAddr,
+    os::unix::process::CommandExt,
+    path::PathBuf,
+    process::{Command, ExitCode},
+    time::Duration,
+};
+
+use candela_wire::{
+    config::{MODELS_DIR, SERVER_CONFIG_PATH},
+    termination::{ExitReason, TERMINATION_LOG_PATH},
+};
+use clap::{Args, Parser, Subcommand};
+use tokio::{
+    runtime::{Builder, Runtime},
+    signal::unix::{SignalKind, signal},
+    time::Instant,
+};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    Fatal, Limits, exit, fetch,
+    resources::Resources,
+    serve::{self, Device, Options},
+};
+
+#[derive(Parser)]
+#[command(name = "candela-server", version, about = "Serves one model over the OpenAI API")]
+struct Cli {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Load the model and answer requests until SIGTERM.
+    Serve(ServeArgs),
+    /// Fetch the model's files, then exit: the init step of a pod.
+    Fetch(FetchArgs),
+}
+
+#[derive(Args)]
+struct Shared {
+    /// What to serve.
+    #[arg(long, default_value = SERVER_CONFIG_PATH)]
+    config: PathBuf,
+    /// Address of metrics, probes and status.
+    #[arg(long, default_value = "0.0.0.0:9090")]
+    internal_listen: SocketAddr,
+    /// Where to leave the reason if the process has to give up.
+    #[arg(long, default_value = TERMINATION_LOG_PATH)]
+    termination_log: PathBuf,
+}
+
+#[derive(Args)]
+struct ServeArgs {
+    #[command(flatten)]
+    shared: Shared,
+    /// `cpu` leaves accelerators unused.
+    #[arg(long, value_enum, default_value = "auto")]
+    device: Device,
+    /// Address of the public API.
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    listen: SocketAddr,
+    /// Folder that `fetch` filled.
+    #[arg(long, default_value = MODELS_DIR)]
+    models_dir: PathBuf,
+    /// Requests that generate at the same time.
+    #[arg(long, default_value_t = Limits::default().sequences, value_parser = positive)]
+    max_sequences: usize,
+    /// Requests that may wait; one more is answered 429.
+    #[arg(long, default_value_t = Limits::default().queue, value_parser = positive)]
+    max_queue: usize,
+    /// Open client connections.
+    #[arg(long, default_value_t = Limits::default().connections, value_parser = positive)]
+    max_connections: usize,
+    /// Largest request body in bytes.
+    #[arg(long, default_value_t = Limits::default().body_bytes, value_parser = positive)]
+    max_body_bytes: usize,
+    /// Seconds after SIGTERM in which new requests are still answered.
+    #[arg(long, default_value_t = Limits::default().drain_window.as_secs())]
+    drain_window_seconds: u64,
+    /// Seconds that a step of the engine may take before `/livez` fails.
+    #[arg(long, default_value_t = Limits::default().heartbeat.as_secs())]
+    heartbeat_seconds: u64,
+}
+
+#[derive(Args)]
+struct FetchArgs {
+    #[command(flatten)]
+    shared: Shared,
+    /// Folder to fill: one subfolder per served name.
+    #[arg(long, default_value = MODELS_DIR)]
+    to: PathBuf,
+    /// Seconds after which fetching gives up, whatever its progress.
+    #[arg(long, default_value_t = 6 * 3600)]
+    deadline_seconds: u64,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("must be a whole number above 0".to_owned()),
+        Ok(number) => Ok(number),
+    }
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    // clap prints and exits by itself; its exit code 2 means "bad arguments".
+    let cli = Cli::parse();
+    let began = Instant::now();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let log = match &cli.command {
+        Verb::Serve(args) => args.shared.termination_log.clone(),
+        Verb::Fetch(args) => args.shared.termination_log.clone(),
+    };
+    exit::exit_on_panic(&log);
+    let result = match cli.command {
+        Verb::Serve(args) => run_serve(args, began),
+        Verb::Fetch(args) => run_fetch(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fatal) => {
+            exit::report(&fatal, &log);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_serve(args: ServeArgs, began: Instant) -> Result<(), Fatal> {
+    let threads = Resources::of_this_process().threads().get();
+    size_thread_pools(threads)?;
+    let limits = Limits {
+        sequences: args.max_sequences,
+        queue: args.max_queue,
+        connections: args.max_connections,
+        body_bytes: args.max_body_bytes,
+        drain_window: Duration::from_secs(args.drain_window_seconds),
+        heartbeat: Duration::from_secs(args.heartbeat_seconds),
+        ..Limits::default()
+    };
+    let options = Options {
+        config: serve::read_config(&args.shared.config)?,
+        device: args.device,
+        listen: args.listen,
+        internal_listen: args.shared.internal_listen,
+        models_dir: args.models_dir,
+        limits,
+        began,
+    };
+    let runtime = runtime(threads)?;
+    let result = runtime.block_on(async {
+        let stop = stop_signal()?;
+        serve::start(options).await?.run(stop).await
+    });
+    // A load that is still reading cannot be cancelled, and nobody waits for it.
+    runtime.shutdown_background();
+    result
+}
+
+fn run_fetch(args: FetchArgs) -> Result<(), Fatal> {
+    let config = serve::read_config(&args.shared.config)?;
+    let options = fetch::Options {
+        deadline: Duration::from_secs(args.deadline_seconds),
+        ..fetch::Options::new(config, args.to)
+    };
+    let runtime = runtime(1)?;
+    let result = runtime.block_on(async {
+        let stop = stop_signal()?;
+        let metrics = Some(args.shared.internal_listen);
+        tokio::select! {
+            result = fetch::run(options, metrics) => result,
+            // What has arrived stays, and the next attempt goes on from there; but this one has not succeeded.
+            () = stop => Err(Fatal::new(
+                ExitReason::WeightsFetchFailed,
+                "told to stop before the fetch was complete; the next one resumes it",
+            )),
+        }
+    });
+    runtime.shutdown_background();
+    result
+}
+
+/// candle and rayon read the size of their pools from the environment, once, before the first use. Setting a
+/// variable in a process that may have threads is not safe, so the process starts itself again with them.
+fn size_thread_pools(threads: usize) -> Result<(), Fatal> {
+    const POOLS: [&str; 2] = ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"];
+    if POOLS.iter().all(|name| std::env::var_os(name).is_some()) {
+        return Ok(());
+    }
+    let mut again = Command::new("/proc/self/exe");
+    again.args(std::env::args_os().skip(1));
+    for name in POOLS {
+        if std::env::var_os(name).is_none() {
+            again.env(name, threads.to_string());
+        }
+    }
+    // Returns only if it failed.
+    let err = again.exec();
+    Err(Fatal::config(format!("cannot start again with {threads} threads: {err}")))
+}
+
+/// Requests need little: tokenising has threads of its own, and so has the engine.
+fn runtime(threads: usize) -> Result<Runtime, Fatal> {
+    Builder::new_multi_thread()
+        .worker_threads(threads.clamp(1, 4))
+        .max_blocking_threads(threads + 8)
+        .enable_all()
+        .build()
+        .map_err(|err| Fatal::config(format!("cannot start the runtime's threads: {err}")))
+}
+
+fn stop_signal() -> Result<impl Future<Output = ()>, Fatal> {
+    let listen =
+        |kind| signal(kind).map_err(|err| Fatal::config(format!("cannot listen for signals: {err}")));
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn arguments_have_the_documented_defaults() {
+        let cli = Cli::try_parse_from(["candela-server", "serve"]).unwrap();
+        let Verb::Serve(args) = cli.command else { unreachable!("the verb was serve") };
+        assert_eq!(args.shared.config, Path::new("/etc/candela/server.json"));
+        assert_eq!(args.listen.port(), 8080);
+        assert_eq!(args.shared.internal_listen.port(), 9090);
+        assert!(Cli::try_parse_from(["candela-server", "serve", "--max-queue", "0"]).is_err());
+    }
+}

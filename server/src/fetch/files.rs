@@ -1,0 +1,183 @@
+//! Which files a model consists of, and what is known of each before it comes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use http::{HeaderMap, header};
+use url::Url;
+
+use super::{
+    FetchError,
+    client::{Answer, Client},
+    source::{redacted, relative},
+};
+
+/// Everything to fetch.
+pub(super) struct Plan {
+    pub(super) files: Vec<RemoteFile>,
+    /// Commit, where the source has such.
+    pub(super) resolved_revision: Option<String>,
+}
+
+/// One file at its source.
+#[derive(Clone, Debug)]
+pub(super) struct RemoteFile {
+    /// Path below the model's folder.
+    pub(super) name: String,
+    pub(super) url: Url,
+    pub(super) size_bytes: Option<u64>,
+    /// Lower-case hex, if somebody vouches for it.
+    pub(super) sha256: Option<String>,
+}
+
+/// What a folder must or may hold beside weights.
+pub(super) const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
+pub(super) const OPTIONAL: [&str; 4] =
+    ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+pub(super) const SINGLE: &str = "model.safetensors";
+/// Largest JSON document that is read into memory.
+pub(super) const MAX_DOCUMENT_BYTES: usize = 32 << 20;
+const SUMS: &str = "SHA256SUMS";
+
+pub(super) async fn one_file(client: &Client, url: &Url) -> Result<Plan, FetchError> {
+    let last = url.path_segments().and_then(|mut parts| parts.next_back()).unwrap_or_default();
+    let plain = relative(last).filter(|name| !name.contains(['%', '/']));
+    let name = plain.unwrap_or("model.gguf").to_owned();
+    let sums = sums(client, url).await?;
+    let file = describe(client, &sums, name, url.clone()).await?;
+    let missing =
+        || FetchError::NotFound(format!("`{}` does not exist: check `uri`", redacted(url.as_str())));
+    Ok(Plan { files: vec![file.ok_or_else(missing)?], resolved_revision: None })
+}
+
+pub(super) async fn folder(client: &Client, base: &Url) -> Result<Plan, FetchError> {
+    let sums = sums(client, base).await?;
+    let index_url = beside(base, INDEX)?;
+    let weights = match client.document(&index_url, MAX_DOCUMENT_BYTES).await? {
+        Some(index) => {
+            let mut names = shards(&index)?;
+            names.insert(INDEX.to_owned());
+            names
+        }
+        None => BTreeSet::from([SINGLE.to_owned()]),
+    };
+    let required = REQUIRED.into_iter().map(str::to_owned).chain(weights);
+    let mut files = Vec::new();
+    for name in required {
+        let url = beside(base, &name)?;
+        let file = describe(client, &sums, name, url.clone()).await?;
+        files.push(file.ok_or_else(|| {
+            let place = redacted(url.as_str());
+            FetchError::NotFound(format!("`{place}` does not exist: a model's folder must hold it"))
+        })?);
+    }
+    for name in OPTIONAL {
+        files.extend(describe(client, &sums, name.to_owned(), beside(base, name)?).await?);
+    }
+    Ok(Plan { files, resolved_revision: None })
+}
+
+/// `None` = it does not exist.
+async fn describe(
+    client: &Client,
+    sums: &BTreeMap<String, String>,
+    name: String,
+    url: Url,
+) -> Result<Option<RemoteFile>, FetchError> {
+    let Some(answer) = client.head(&url).await? else { return Ok(None) };
+    let sha256 = sums.get(&name).cloned();
+    Ok(Some(RemoteFile { size_bytes: length(answer.response.headers()), sha256, name, url }))
+}
+
+/// A file of the same folder; a query (a signature for the folder) goes along.
+fn beside(base: &Url, name: &str) -> Result<Url, FetchError> {
+    let invalid = |_| FetchError::Config(format!("`{}` has no place for `{name}`", redacted(base.as_str())));
+    let mut url = base.join(name).map_err(invalid)?;
+    url.set_query(base.query());
+    Ok(url)
+}
+
+/// `SHA256SUMS` beside the files, as `sha256sum` writes it.
+async fn sums(client: &Client, base: &Url) -> Result<BTreeMap<String, String>, FetchError> {
+    let url = beside(base, SUMS)?;
+    let Some(text) = client.document(&url, 1 << 20).await? else { return Ok(BTreeMap::new()) };
+    parse_sums(&String::from_utf8_lossy(&text)).map_err(|line| {
+        let place = redacted(url.as_str());
+        FetchError::Unsupported(format!("`{place}`, line {line}: not `SHA256  NAME` as sha256sum writes it"))
+    })
+}
+
+fn parse_sums(text: &str) -> Result<BTreeMap<String, String>, usize> {
+    let mut sums = BTreeMap::new();
+    for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        // The second space is `*` for files read as binary.
+        let (digest, name) = line.split_once("  ").or_else(|| line.split_once(" *")).ok_or(at + 1)?;
+        let digest = as_sha256(digest).ok_or(at + 1)?;
+        let name = name.trim_end();
+        sums.insert(name.strip_prefix("./").unwrap_or(name).to_owned(), digest);
+    }
+    Ok(sums)
+}
+
+/// 64 hex digits, lower-case; `None` for anything else.
+pub(super) fn as_sha256(text: &str) -> Option<String> {
+    let is_digest = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_digest.then(|| text.to_ascii_lowercase())
+}
+
+/// The files that a safetensors index names.
+pub(super) fn shards(index: &[u8]) -> Result<BTreeSet<String>, FetchError> {
+    let invalid = |what: &str| FetchError::Unsupported(format!("`{INDEX}`: {what}"));
+    let index: serde_json::Value = serde_json::from_slice(index).map_err(|err| invalid(&err.to_string()))?;
+    let map = index.get("weight_map").and_then(serde_json::Value::as_object);
+    let mut names = BTreeSet::new();
+    for value in map.ok_or_else(|| invalid("has no `weight_map`"))?.values() {
+        let name = value.as_str().and_then(relative).filter(|name| name.ends_with(".safetensors"));
+        names.insert(
+            name.ok_or_else(|| invalid("names what is no safetensors file of this folder"))?.to_owned(),
+        );
+        if names.len() > 4096 {
+            return Err(invalid("names more than 4096 files"));
+        }
+    }
+    if names.is_empty() {
+        return Err(invalid("`weight_map` is empty"));
+    }
+    Ok(names)
+}
+
+pub(super) fn length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+impl Answer {
+    /// A header of the first hop, as text.
+    pub(super) fn said(&self, name: &str) -> Option<&str> {
+        self.first.get(name)?.to_str().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_cannot_lead_out_of_the_folder() {
+        let index = |name: &str| shards(format!(r#"{{"weight_map": {{"a": {name}}}}}"#).as_bytes());
+        assert_eq!(index("\"m-1.safetensors\"").unwrap(), BTreeSet::from(["m-1.safetensors".to_owned()]));
+        for bad in ["\"../m.safetensors\"", "\"/m.safetensors\"", "\"m.bin\"", "7"] {
+            assert!(index(bad).is_err(), "{bad}");
+        }
+        assert!(shards(b"{}").is_err());
+        assert!(shards(b"{\"weight_map\": {}}").is_err());
+    }
+
+    #[test]
+    fn sums_are_read_as_sha256sum_writes_them() {
+        let a = "a".repeat(64);
+        let text = format!("{a}  ./x y.bin\n{a} *b\n\n");
+        let sums = parse_sums(&text).unwrap();
+        assert_eq!(sums.keys().map(String::as_str).collect::<Vec<_>>(), ["b", "x y.bin"]);
+        assert_eq!(parse_sums("hello\n"), Err(1));
+    }
+}

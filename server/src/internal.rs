@@ -1,0 +1,120 @@
+//! The internal listener: metrics, probes and the status contract.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use candela_wire::{
+    internal::{ProcessStatus, Requests, STATUS_PATH, STATUS_VERSION},
+    problem::{self, Problem},
+};
+use http::{StatusCode, header};
+
+use crate::{
+    app::App,
+    lifecycle::Stage,
+    metrics::{self, Metrics, Now},
+    progress::Progress,
+};
+
+pub(crate) fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics_text))
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/startupz", get(startupz))
+        .route(STATUS_PATH, get(status))
+        .fallback(nothing_here)
+        .with_state(app)
+}
+
+/// What the init step answers: it has no model, only progress.
+pub(crate) fn fetch_router(metrics: Arc<Metrics>, progress: Arc<Progress>) -> Router {
+    let live = Arc::clone(&progress);
+    let text = move || async move {
+        let now = Now { running: 0, queued: 0, in_flight: 0 };
+        exposition(metrics.text(&now, &progress))
+    };
+    Router::new()
+        .route("/metrics", get(text))
+        .route("/livez", get(move || async move { (StatusCode::OK, starting(&live)) }))
+        .fallback(nothing_here)
+}
+
+async fn metrics_text(State(app): State<Arc<App>>) -> Response {
+    exposition(app.metrics.text(&app.now(), &app.progress))
+}
+
+fn exposition(text: String) -> Response {
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
+}
+
+/// Alive while loading, however long that takes (the stall watchdog looks after it), and afterwards as long as
+/// the engine finishes steps.
+async fn livez(State(app): State<Arc<App>>) -> Response {
+    let Some(served) = app.served.get() else {
+        return (StatusCode::OK, starting(&app.progress)).into_response();
+    };
+    let stats = served.engine.stats();
+    let idle = stats.running == 0 && stats.queued == 0;
+    if idle || stats.heartbeat_age <= app.limits.heartbeat {
+        return "alive\n".into_response();
+    }
+    let message = format!(
+        "the engine has not finished a step for {} s with {} running and {} waiting\n",
+        stats.heartbeat_age.as_secs(),
+        stats.running,
+        stats.queued
+    );
+    (StatusCode::SERVICE_UNAVAILABLE, message).into_response()
+}
+
+async fn readyz(State(app): State<Arc<App>>) -> Response {
+    match app.lifecycle.stage() {
+        Stage::Ready => "ready\n".into_response(),
+        Stage::Loading => (StatusCode::SERVICE_UNAVAILABLE, starting(&app.progress)).into_response(),
+        Stage::Draining | Stage::Closing | Stage::Ending => {
+            (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()
+        }
+    }
+}
+
+async fn startupz(State(app): State<Arc<App>>) -> Response {
+    match app.served.get() {
+        Some(_) => "started\n".into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, starting(&app.progress)).into_response(),
+    }
+}
+
+fn starting(progress: &Progress) -> String {
+    let now = progress.report();
+    let total = now.total_bytes.map_or_else(|| "?".to_owned(), |total| total.to_string());
+    format!("starting: phase {}, {} of {total} bytes\n", now.phase, now.done_bytes)
+}
+
+async fn status(State(app): State<Arc<App>>) -> Json<ProcessStatus> {
+    let now = app.now();
+    let loading = app.lifecycle.stage() == Stage::Loading;
+    Json(ProcessStatus {
+        api_version: STATUS_VERSION.to_owned(),
+        component: "server".to_owned(),
+        build: env!("CARGO_PKG_VERSION").to_owned(),
+        state: app.lifecycle.state(),
+        models: app.served.get().map(|served| served.status()).into_iter().collect(),
+        startup: app.startup.get().cloned().unwrap_or_default(),
+        progress: loading.then(|| app.progress.report()),
+        requests: Requests { in_flight: now.in_flight, queued: now.queued as u64 },
+    })
+}
+
+async fn nothing_here(request: Request) -> Response {
+    let detail =
+        format!("there is nothing at `{}`", request.uri().path().chars().take(200).collect::<String>());
+    let problem = Problem::of_status(StatusCode::NOT_FOUND, detail);
+    let content_type = [(header::CONTENT_TYPE, problem::CONTENT_TYPE)];
+    (StatusCode::NOT_FOUND, content_type, Json(problem).into_response().into_body()).into_response()
+}

@@ -1,0 +1,307 @@
+//! The accept loop. axum's own has no deadlines, so this one drives hyper: time limits for headers, rest and
+//! writes, a bound on connections, and a close that waits for answers under way.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use axum::{Router, body::Body};
+use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::Semaphore,
+    time::{Instant, Sleep},
+};
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+use tracing::{debug, warn};
+
+use crate::{
+    Fatal,
+    app::Limits,
+    lifecycle::{Lifecycle, Stage},
+};
+
+/// One listener.
+pub(crate) struct Listener {
+    pub(crate) socket: TcpListener,
+    pub(crate) router: Router,
+    pub(crate) lifecycle: Lifecycle,
+    /// Accepting ends, and resting connections close, when this stage is entered.
+    pub(crate) until: Stage,
+    pub(crate) bounds: Bounds,
+    pub(crate) connections: Gauge,
+    pub(crate) closed_slow: Counter,
+}
+
+/// How slow and how many clients may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) header: Duration,
+    pub(crate) idle: Duration,
+    pub(crate) write: Duration,
+    pub(crate) connections: usize,
+}
+
+impl Bounds {
+    pub(crate) fn public(limits: &Limits) -> Self {
+        Self {
+            header: limits.header,
+            idle: limits.idle,
+            write: limits.write,
+            connections: limits.connections,
+        }
+    }
+
+    /// Probes, scrapes and the operator: few and quick.
+    pub(crate) fn internal() -> Self {
+        let ten = Duration::from_secs(10);
+        Self { header: ten, idle: Duration::from_secs(75), write: ten, connections: 64 }
+    }
+}
+
+/// Unread bytes of one answer that the kernel keeps.
+const SEND_BUFFER_BYTES: u32 = 64 << 10;
+
+/// Binds; an address in use is a mistake in the configuration, said in those words.
+pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, Fatal> {
+    let bound = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        // Accepted sockets inherit it. The kernel would otherwise hold megabytes for a client that does not read.
+        socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+        socket.bind(address)?;
+        socket.listen(1024)
+    };
+    bound().map_err(|err: io::Error| Fatal::config(format!("cannot listen on {address}: {err}")))
+}
+
+impl Listener {
+    /// Accepts until told to stop, then returns once every connection has ended.
+    pub(crate) async fn run(self) {
+        let slots = Arc::new(Semaphore::new(self.bounds.connections));
+        let tracker = TaskTracker::new();
+        let stop = self.lifecycle.reached(self.until);
+        tokio::pin!(stop);
+        loop {
+            let accepted = async {
+                // A slot first: connections over the bound stay in the backlog instead of costing memory.
+                let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
+                Some((slot, self.socket.accept().await))
+            };
+            let (slot, accepted) = tokio::select! {
+                biased;
+                () = &mut stop => break,
+                Some(pair) = accepted => pair,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    let connection = self.connection(stream);
+                    let open = OpenGuard::new(&self.connections);
+                    tracker.spawn(async move {
+                        if let Err(err) = connection.await {
+                            debug!(%peer, %err, "connection ended early");
+                        }
+                        drop((slot, open));
+                    });
+                }
+                Err(err) => {
+                    // Out of file descriptors, or a client that has already gone: neither is fixed by spinning.
+                    warn!(%err, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+        drop(self.socket);
+        tracker.close();
+        tracker.wait().await;
+    }
+
+    fn connection(&self, stream: TcpStream) -> impl Future<Output = hyper::Result<()>> + use<> {
+        if let Err(err) = stream.set_nodelay(true) {
+            debug!(%err, "cannot set TCP_NODELAY");
+        }
+        let part = Arc::new(AtomicU8::new(AWAITING_HEAD));
+        let stream = Guarded::new(stream, self.bounds, Arc::clone(&part), self.closed_slow.clone());
+        let router = self.router.clone();
+        let service = service_fn(move |request: Request<Incoming>| {
+            part.store(ANSWERING, Ordering::Relaxed);
+            let router = router.clone();
+            let resting = RestGuard(Arc::clone(&part));
+            async move {
+                let response = router.oneshot(request.map(Body::new)).await;
+                response.map(|response| response.map(|body| Body::new(WithGuard { body, _guard: resting })))
+            }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.bounds.idle)
+            .max_headers(64)
+            .max_buf_size(64 << 10)
+            .serve_connection(TokioIo::new(stream), service);
+        let lifecycle = self.lifecycle.clone();
+        let until = self.until;
+        async move {
+            tokio::pin!(connection);
+            tokio::select! {
+                result = connection.as_mut() => return result,
+                () = lifecycle.reached(until) => connection.as_mut().graceful_shutdown(),
+            }
+            connection.await
+        }
+    }
+}
+
+/// Parts of a connection's life; see [`Guarded`].
+const AWAITING_HEAD: u8 = 0;
+const ANSWERING: u8 = 1;
+const RESTING: u8 = 2;
+
+/// Sets the part back when an answer's body is done.
+struct RestGuard(Arc<AtomicU8>);
+
+impl Drop for RestGuard {
+    fn drop(&mut self) {
+        self.0.store(RESTING, Ordering::Relaxed);
+    }
+}
+
+/// A body that drops its guard when it is done or abandoned.
+struct WithGuard {
+    body: Body,
+    _guard: RestGuard,
+}
+
+impl hyper::body::Body for WithGuard {
+    type Data = bytes::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+struct OpenGuard(Gauge);
+
+impl OpenGuard {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// A stream that fails when its client is too slow. hyper has one limit for "until the headers are read", which
+/// starts while a kept-alive connection rests; resting may be long and headers may not, so the short limit is
+/// here: it runs from the first byte after a rest until the request reaches the service.
+struct Guarded {
+    stream: TcpStream,
+    bounds: Bounds,
+    part: Arc<AtomicU8>,
+    head_deadline: Pin<Box<Sleep>>,
+    /// Runs while a write is pending.
+    write_deadline: Option<Pin<Box<Sleep>>>,
+    closed_slow: Counter,
+}
+
+impl Guarded {
+    fn new(stream: TcpStream, bounds: Bounds, part: Arc<AtomicU8>, closed_slow: Counter) -> Self {
+        let head_deadline = Box::pin(tokio::time::sleep(bounds.header));
+        Self { stream, bounds, part, head_deadline, write_deadline: None, closed_slow }
+    }
+
+    fn too_slow(&self, what: &'static str) -> io::Error {
+        self.closed_slow.inc();
+        io::Error::new(io::ErrorKind::TimedOut, what)
+    }
+
+    /// Lets `result` through unless writing has been pending for too long.
+    fn limit_write<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if result.is_ready() {
+            self.write_deadline = None;
+            return result;
+        }
+        let limit = self.bounds.write;
+        let deadline = self.write_deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        ready!(deadline.as_mut().poll(cx));
+        Poll::Ready(Err(self.too_slow("the client does not read")))
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let part = self.part.load(Ordering::Relaxed);
+        if buf.filled().len() > before && part == RESTING {
+            self.part.store(AWAITING_HEAD, Ordering::Relaxed);
+            let deadline = Instant::now() + self.bounds.header;
+            self.head_deadline.as_mut().reset(deadline);
+        }
+        if result.is_pending() && part == AWAITING_HEAD {
+            ready!(self.head_deadline.as_mut().poll(cx));
+            return Poll::Ready(Err(self.too_slow("the request's headers take too long")));
+        }
+        result
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.limit_write(cx, result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.limit_write(cx, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_flush(cx);
+        self.limit_write(cx, result)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

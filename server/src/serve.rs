@@ -1,0 +1,269 @@
+//! `candela-server serve`: load, answer, drain.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use candela_engine::EngineConfig;
+use candela_wire::{
+    config::{MODELS_DIR, ServerConfig},
+    internal::Startup,
+    termination::ExitReason,
+};
+use tokio::{sync::Semaphore, time::Instant};
+use tracing::{info, warn};
+
+use crate::{
+    Fatal, Limits, api,
+    app::App,
+    internal,
+    lifecycle::{Lifecycle, Stage},
+    listen::{self, Bounds, Listener},
+    metrics::Metrics,
+    model,
+    progress::{Phase, Progress},
+    resources::Resources,
+};
+
+/// Everything that a process is told.
+pub struct Options {
+    pub config: ServerConfig,
+    pub device: Device,
+    pub listen: SocketAddr,
+    pub internal_listen: SocketAddr,
+    /// Where the init step left the files.
+    pub models_dir: PathBuf,
+    pub limits: Limits,
+    /// When the process began, for "seconds to the first token".
+    pub began: Instant,
+}
+
+/// What `--device` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Device {
+    /// Accelerators if the pod has some, else the CPU.
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+impl Options {
+    pub fn new(config: ServerConfig) -> Self {
+        let any = |port| SocketAddr::from(([0, 0, 0, 0], port));
+        Self {
+            config,
+            device: Device::Auto,
+            listen: any(candela_wire::config::HTTP_PORT),
+            internal_listen: any(candela_wire::config::INTERNAL_PORT),
+            models_dir: PathBuf::from(MODELS_DIR),
+            limits: Limits::default(),
+            began: Instant::now(),
+        }
+    }
+}
+
+/// Reads and checks `server.json`.
+pub fn read_config(path: &Path) -> Result<ServerConfig, Fatal> {
+    let name = path.display();
+    let text = std::fs::read(path).map_err(|err| Fatal::config(format!("cannot read `{name}`: {err}")))?;
+    let config: ServerConfig =
+        serde_json::from_slice(&text).map_err(|err| Fatal::config(format!("cannot use `{name}`: {err}")))?;
+    if config.version != 1 {
+        let message = format!("`{name}`: `version` is {}, this build reads 1", config.version);
+        return Err(Fatal::config(message));
+    }
+    if config.models.len() != 1 {
+        let message =
+            format!("`{name}`: `models` must hold exactly one model, but holds {}", config.models.len());
+        return Err(Fatal::config(message));
+    }
+    let model = &config.models[0];
+    if model.served_name.is_empty() || http::HeaderValue::from_str(&model.served_name).is_err() {
+        return Err(Fatal::config(format!("`{name}`: `servedName` must be plain text, and not empty")));
+    }
+    let is_digest =
+        |text: &str| text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if model.sha256.as_deref().is_some_and(|sha256| !is_digest(sha256)) {
+        return Err(Fatal::config(format!("`{name}`: `sha256` must be 64 lower-case hex digits")));
+    }
+    Ok(config)
+}
+
+/// No build has CUDA yet, so accelerators can only be left unused, and only when told so.
+fn check_device(options: &Options) -> Result<(), Fatal> {
+    let refuse = |what: String| {
+        let message = format!(
+            "{what}, but this build of candela-server has no CUDA: use an image that has it, or pass `--device cpu`"
+        );
+        Err(Fatal::new(ExitReason::DeviceUnsupported, message))
+    };
+    match (options.device, &options.config.accelerator) {
+        (Device::Cuda, _) => refuse("`--device cuda` was passed".to_owned()),
+        (Device::Auto, Some(given)) if given.count > 0 => {
+            refuse(format!("the pod was given {} {}", given.count, given.resource_name))
+        }
+        (Device::Auto | Device::Cpu, _) => Ok(()),
+    }
+}
+
+/// A process that has its listeners.
+pub struct Running {
+    pub address: SocketAddr,
+    pub internal_address: SocketAddr,
+    app: Arc<App>,
+    public: Listener,
+    internal: Listener,
+    engine: EngineConfig,
+    models_dir: PathBuf,
+}
+
+/// Checks what can be checked at once and binds; `run` does the rest.
+pub async fn start(options: Options) -> Result<Running, Fatal> {
+    check_device(&options)?;
+    let Options { config, listen, internal_listen, models_dir, limits, began, .. } = options;
+    let resources = Resources::of_this_process();
+    let threads = resources.threads().get();
+    info!(cpus = ?resources.cpus, memory_bytes = ?resources.memory_bytes, threads, "limits of this container");
+    let engine = EngineConfig {
+        max_sequences: limits.sequences,
+        max_queue: limits.queue,
+        // A tenth is left for requests, buffers and the allocator's slack.
+        memory_limit_bytes: resources.memory_bytes.map(|bytes| bytes / 10 * 9),
+        ..EngineConfig::default()
+    };
+    let app = Arc::new(App {
+        metrics: Metrics::new(),
+        progress: Arc::new(Progress::new(Phase::Load)),
+        lifecycle: Lifecycle::new(),
+        served: OnceLock::new(),
+        startup: OnceLock::new(),
+        preparing: Arc::new(Semaphore::new(limits.queue + limits.sequences)),
+        tokenising: Arc::new(Semaphore::new(threads)),
+        began,
+        config,
+        limits,
+    });
+    let public = listen::bind(listen)?;
+    let internal = listen::bind(internal_listen)?;
+    let address = |socket: &tokio::net::TcpListener| {
+        socket.local_addr().map_err(|err| Fatal::config(format!("cannot tell the listening address: {err}")))
+    };
+    Ok(Running {
+        address: address(&public)?,
+        internal_address: address(&internal)?,
+        public: Listener {
+            socket: public,
+            router: api::router(Arc::clone(&app)),
+            lifecycle: app.lifecycle.clone(),
+            until: Stage::Closing,
+            bounds: Bounds::public(&app.limits),
+            connections: app.metrics.connections.clone(),
+            closed_slow: app.metrics.connections_closed_slow.clone(),
+        },
+        internal: Listener {
+            socket: internal,
+            router: internal::router(Arc::clone(&app)),
+            lifecycle: app.lifecycle.clone(),
+            // Probes and the operator see the drain to its end.
+            until: Stage::Ending,
+            bounds: Bounds::internal(),
+            connections: Default::default(),
+            closed_slow: Default::default(),
+        },
+        engine,
+        models_dir,
+        app,
+    })
+}
+
+impl Running {
+    /// Serves until `stop` completes, then drains. `Err` = the model could not be loaded.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), Fatal> {
+        let Self { app, public, internal, engine, models_dir, address, internal_address } = self;
+        info!(%address, %internal_address, "listening");
+        let public = tokio::spawn(public.run());
+        let internal = tokio::spawn(internal.run());
+        tokio::pin!(stop);
+        tokio::select! {
+            result = load(&app, engine, models_dir) => result?,
+            () = &mut stop => {
+                info!("told to stop while loading");
+                return Ok(());
+            }
+        }
+        stop.await;
+        drain(&app, public).await;
+        // The last probes are answered in milliseconds; whoever holds a connection longer is cut off by our end.
+        let _ = tokio::time::timeout(Duration::from_millis(500), internal).await;
+        Ok(())
+    }
+}
+
+/// Loads on a thread that may block, under the eye of the stall watchdog.
+async fn load(app: &Arc<App>, engine: EngineConfig, models_dir: PathBuf) -> Result<(), Fatal> {
+    let shared = Arc::clone(app);
+    let work = move || model::load(&shared.config.models[0], &models_dir, &engine, &shared.progress);
+    let limit = Duration::from_secs(app.config.startup_stall_seconds.into());
+    let loaded = tokio::select! {
+        loaded = tokio::task::spawn_blocking(work) => loaded,
+        () = app.progress.stalled(limit) => {
+            let at = app.progress.report();
+            let message = format!(
+                "no progress for {} s in phase {}, after {} bytes: is the volume or the node overloaded?",
+                limit.as_secs(), at.phase, at.done_bytes
+            );
+            return Err(Fatal::new(ExitReason::StartupStalled, message));
+        }
+    };
+    let crashed =
+        |err| Fatal::new(ExitReason::EngineCrashed, format!("loading ended by a fault of ours: {err}"));
+    let (served, startup) = loaded.map_err(crashed)??;
+    let first_token_seconds = Some(app.began.elapsed().as_secs_f64());
+    let startup = Startup { first_token_seconds, ..startup };
+    for (phase, seconds) in [
+        ("Fetch", startup.fetch_seconds),
+        ("Load", startup.load_seconds),
+        ("Warmup", startup.warmup_seconds),
+        ("FirstToken", startup.first_token_seconds),
+    ] {
+        if let Some(seconds) = seconds {
+            app.metrics.phase_took(phase, seconds);
+        }
+    }
+    info!(model = %served.name, revision = %served.revision, ?first_token_seconds, "ready");
+    // Each is set here only.
+    let _ = app.startup.set(startup);
+    let _ = app.served.set(served);
+    app.lifecycle.enter(Stage::Ready);
+    Ok(())
+}
+
+/// Not ready → requests still answered while endpoints forget us → no new ones → streams finish → leftovers end.
+async fn drain(app: &Arc<App>, public: tokio::task::JoinHandle<()>) {
+    let grace = Duration::from_secs(app.config.termination_grace_seconds.into());
+    // What is left when streams are ended goes to sending their last event.
+    let end = Instant::now() + grace.saturating_sub((grace / 4).min(Duration::from_secs(2)));
+    let window = app.limits.drain_window.min(grace / 3);
+    info!(in_flight = app.lifecycle.in_flight(), ?window, ?grace, "draining");
+    app.lifecycle.enter(Stage::Draining);
+    tokio::time::sleep(window).await;
+    app.lifecycle.enter(Stage::Closing);
+    tokio::pin!(public);
+    if tokio::time::timeout_at(end, &mut public).await.is_err() {
+        warn!(in_flight = app.lifecycle.in_flight(), "grace period over: ending what is left");
+        app.lifecycle.enter(Stage::Ending);
+        if tokio::time::timeout(Duration::from_secs(1), public).await.is_err() {
+            warn!("some clients did not take their last event");
+        }
+    }
+    app.lifecycle.enter(Stage::Ending);
+    if let Some(served) = app.served.get() {
+        // Joins the engine's thread, which finishes its step first.
+        let engine = served.engine.clone();
+        let _ = tokio::task::spawn_blocking(move || engine.shutdown()).await;
+    }
+    info!("drained");
+}
