@@ -134,7 +134,7 @@ gen: ## Write the generated files: CRDs, RBAC, tables of the documentation
 .PHONY: golden
 golden: venv ## Make the golden logits again (needs torch and transformers, installed into .venv)
 	@$(VENV)/bin/python -m pip install -q -r server/engine/golden/requirements.txt
-	@$(VENV)/bin/python server/engine/golden/make.py
+	@$(VENV)/bin/python server/engine/golden/make_golden.py
 
 .PHONY: venv
 venv: $(VENV)/.done # Python packages of the tests
