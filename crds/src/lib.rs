@@ -7,12 +7,14 @@ mod conditions;
 mod duration;
 mod llm_deployment;
 mod quantity;
+mod reference;
 mod schema;
 
 pub use conditions::{Condition, ConditionStatus, ConditionType, Reason};
 pub use duration::{Duration, InvalidDuration};
 pub use llm_deployment::*;
 pub use quantity::{InvalidQuantity, Quantity};
+pub use reference::llm_deployment_reference;
 pub use schema::{crd_yaml, crds, llm_deployment_crd};
 
 /// API group of every kind.

@@ -300,6 +300,7 @@ fn sources_that_look_right_are_told_from_those_that_do_not() {
     let accepted = [
         "builtin://demo",
         "hf://meta-llama/Llama-3.2-1B",
+        "hf://org/name/q8/model.gguf",
         "https://models.example.org/a/b.gguf",
         "http://10.0.0.1:8000/folder/",
         "pvc://weights",

@@ -46,6 +46,17 @@ fn committed_crds_equal_the_code() {
 }
 
 #[test]
+fn the_committed_reference_equals_the_code() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/llmdeployment.md");
+    let page = candela_crds::llm_deployment_reference();
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        std::fs::write(file, &page).unwrap();
+    }
+    let committed = std::fs::read_to_string(file).unwrap_or_default();
+    assert!(committed == page, "{file} differs from the code: run `cargo run --release -p xtask -- gen`");
+}
+
+#[test]
 fn crds_fit_into_a_client_side_apply() {
     for crd in crds() {
         let size = serde_json::to_string(&crd).unwrap().len();

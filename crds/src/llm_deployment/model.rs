@@ -16,12 +16,12 @@ use serde::{Deserialize, Serialize};
         .message("builtin:// models come verified with the image: remove model.verification")
 )]
 pub struct Model {
-    /// Where the weights are: `builtin://demo`, `hf://ORG/NAME`, `http(s)://HOST/PATH` (one `.gguf` file, or a
+    /// Where the weights are: `builtin://demo`, `hf://ORG/NAME` (or one `/FILE.gguf` of it), `http(s)://HOST/PATH` (one `.gguf` file, or a
     /// folder with `config.json`), or `pvc://CLAIM/PATH`. Only engine Custom may leave it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
-    #[x_kube(validation = Rule::new("self.matches('^builtin://demo$|^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$|^https?://[A-Za-z0-9._-]+(:[0-9]{1,5})?/[!-~]+$|^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[A-Za-z0-9._/-]*)?$') && !self.contains('/../') && !self.endsWith('/..')")
-        .message("model.uri must be builtin://demo, hf://ORG/NAME, http://HOST/PATH, https://HOST/PATH or pvc://CLAIM/PATH (no spaces, no credentials, no ..)"))]
+    #[x_kube(validation = Rule::new("self.matches('^builtin://demo$|^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._/-]+[.]gguf)?$|^https?://[A-Za-z0-9._-]+(:[0-9]{1,5})?/[!-~]+$|^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[A-Za-z0-9._/-]*)?$') && !self.contains('/../') && !self.endsWith('/..')")
+        .message("model.uri must be builtin://demo, hf://ORG/NAME, hf://ORG/NAME/FILE.gguf, http://HOST/PATH, https://HOST/PATH or pvc://CLAIM/PATH (no spaces, no credentials, no ..)"))]
     pub uri: Option<String>,
     /// Commit, tag or branch of an `hf://` repository. Pin a commit: branches move.
     #[serde(default, skip_serializing_if = "Option::is_none")]

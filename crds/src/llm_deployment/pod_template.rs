@@ -126,7 +126,7 @@ pub struct VolumeMount {
     /// Absolute path in the container.
     #[schemars(length(min = 2, max = 512), regex(pattern = "^/[^:]*$"))]
     #[x_kube(validation = Rule::new("!['/etc/candela', '/models', '/pvc', '/tmp', '/var/run/candela', '/dev', '/proc', '/sys'].exists(p, self == p || self.startsWith(p + '/')) && !self.contains('..')")
-        .message("mountPath must stay out of /etc/candela, /models, /pvc, /tmp, /var/run/candela, /dev, /proc and /sys, and hold no ..: choose another folder, such as /data (use /dev/shm only through the image's own settings)"))]
+        .message("mountPath must stay out of /etc/candela, /models, /pvc, /tmp, /var/run/candela, /dev, /proc and /sys, and hold no ..: choose another folder, such as /data"))]
     pub mount_path: String,
     /// Path inside the volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
