@@ -16,6 +16,9 @@ pub fn owned_fields_differ(desired: &Value, live: &Value) -> bool {
 
 /// True if `live` holds everything that `desired` says.
 fn contains(desired: &Value, live: &Value, parent: &str) -> bool {
+    if is_whole(parent) {
+        return desired == live;
+    }
     match (desired, live) {
         (Value::Object(desired), Value::Object(live)) => desired.iter().all(|(key, want)| {
             // Amounts keep their parent's name, whatever the resource is called.
@@ -32,6 +35,21 @@ fn contains(desired: &Value, live: &Value, parent: &str) -> bool {
         }
         (want, have) => want == have,
     }
+}
+
+/// Fields that are one value to server-side apply: an entry that somebody added is ours to take away, and must be
+/// seen. A label added to a Service's selector cuts off every pod. Nothing in them is defaulted that we leave out.
+fn is_whole(key: &str) -> bool {
+    matches!(
+        key,
+        "selector"
+            | "podSelector"
+            | "namespaceSelector"
+            | "labelSelector"
+            | "nodeSelector"
+            | "ingress"
+            | "egress"
+    )
 }
 
 fn is_amounts(key: &str) -> bool {
@@ -139,6 +157,19 @@ mod tests {
         check(json!({"spec": {"replicas": 1}}), json!({"spec": {}}), true);
         check(json!({"args": ["a", "b"]}), json!({"args": ["b", "a"]}), true);
         check(json!({"containers": [{"name": "server"}]}), json!({"containers": [{"name": "other"}]}), true);
+    }
+
+    #[test]
+    fn an_entry_added_to_a_selector_or_a_policy_is_noticed() {
+        check(
+            json!({"spec": {"selector": {"app": "a"}}}),
+            json!({"spec": {"selector": {"app": "a", "x": "y"}}}),
+            true,
+        );
+        let rules = |ports: Value| json!({"spec": {"ingress": [{"ports": ports}]}});
+        let port = |port: u16| json!({"port": port, "protocol": "TCP"});
+        check(rules(json!([port(1)])), rules(json!([port(1), port(2)])), true);
+        check(rules(json!([port(1)])), rules(json!([port(1)])), false);
     }
 
     #[test]

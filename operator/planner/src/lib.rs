@@ -19,6 +19,7 @@ mod differ;
 mod status;
 
 pub mod check;
+pub mod rbac;
 
 pub use children::{desired, server_config};
 pub use differ::owned_fields_differ;

@@ -5,7 +5,7 @@ use candela_crds::{
     Reason, USABLE_LABEL,
 };
 
-use crate::{Blocked, Device, Observed, OwnedKind, SecretFacts, Settings, names, observed::controller_uid};
+use crate::{Blocked, Device, Observed, SecretFacts, Settings, children, names, observed::controller_uid};
 
 /// A spec with nothing left to look up and no default left to apply.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,7 +69,6 @@ pub fn resolve(cr: &LlmDeployment, seen: &Observed, settings: &Settings) -> Resu
     let spec = &cr.spec;
     let engine = spec.engine_name();
     let source = source(spec)?;
-    refuse_foreign_children(name, uid, seen)?;
     check_credentials(spec, &source, seen)?;
     if let Source::Claim { name, .. } = &source
         && !seen.claims.contains(name)
@@ -98,7 +97,7 @@ pub fn resolve(cr: &LlmDeployment, seen: &Observed, settings: &Settings) -> Resu
         .as_ref()
         .and_then(|routing| routing.timeouts.as_ref()?.request.as_ref())
         .map_or(0, |request| request.as_secs_ceil().saturating_add(GRACE_MARGIN_SECS));
-    Ok(Resolved {
+    let resolved = Resolved {
         name: name.clone(),
         namespace: namespace.clone(),
         uid: uid.clone(),
@@ -122,7 +121,9 @@ pub fn resolve(cr: &LlmDeployment, seen: &Observed, settings: &Settings) -> Resu
             .and_then(|template| template.termination_grace_period.as_ref())
             .map_or(GRACE_SECS.max(request_secs), |grace| grace.as_secs_ceil().max(1)),
         operator_namespace: settings.operator_namespace.clone(),
-    })
+    };
+    refuse_foreign_children(&resolved, seen)?;
+    Ok(resolved)
 }
 
 fn invalid(message: impl Into<String>) -> Blocked {
@@ -147,7 +148,7 @@ fn source(spec: &LlmDeploymentSpec) -> Result<Source, Blocked> {
     let (scheme, rest) = uri.split_once("://").ok_or_else(unusable)?;
     match scheme {
         "builtin" if rest == "demo" && spec.engine_name() == EngineName::Candle => Ok(Source::Image),
-        "hf" if rest.split('/').filter(|part| !part.is_empty()).count() == 2 => {
+        "hf" if rest.split('/').filter(|part| !part.is_empty()).count() >= 2 => {
             Ok(Source::Fetched { host: HUB_HOST.to_owned(), port: 443 })
         }
         "http" | "https" => {
@@ -174,16 +175,16 @@ fn source(spec: &LlmDeploymentSpec) -> Result<Source, Blocked> {
 }
 
 /// A live object of a child's name whose controller is not this resource is somebody else's: never adopted.
-fn refuse_foreign_children(name: &str, uid: &str, seen: &Observed) -> Result<(), Blocked> {
-    for kind in OwnedKind::ALL {
-        let child = names::child(*kind, name);
-        let Some(live) = seen.child(*kind, &child) else { continue };
-        if controller_uid(live) != Some(uid) {
+fn refuse_foreign_children(resolved: &Resolved, seen: &Observed) -> Result<(), Blocked> {
+    for child in children::desired(resolved, seen).children {
+        let (kind, name) = (child.kind, child.name());
+        let foreign = seen.child(kind, name).is_some_and(|live| controller_uid(live) != Some(&resolved.uid));
+        if foreign {
             return Err(Blocked {
                 condition: ConditionType::Validated,
                 reason: Reason::NameConflict,
                 message: format!(
-                    "{kind} `{child}` exists and is not owned by this LlmDeployment: delete or rename it, or give this resource another name; it was left alone"
+                    "{kind} `{name}` exists and is not owned by this LlmDeployment: delete or rename it, or give this resource another name; it was left alone"
                 ),
             });
         }

@@ -186,9 +186,7 @@ fn custom_env(resolved: &Resolved) -> Vec<EnvVar> {
     let mut env = vec![text("PORT", HTTP_PORT.to_string()), text("MODEL_NAME", resolved.served_name.clone())];
     match &resolved.source {
         Source::Image => {}
-        Source::Fetched { .. } => {
-            env.push(text("MODEL_PATH", format!("{MODELS_DIR}/{}", resolved.served_name)))
-        }
+        Source::Fetched { .. } => env.push(text("MODEL_PATH", fetched_path(resolved))),
         Source::Claim { name, path } => {
             env.push(text("MODEL_PATH", format!("{PVC_DIR}/{name}/{path}").trim_end_matches('/').to_owned()));
         }
@@ -216,6 +214,23 @@ fn custom_env(resolved: &Resolved) -> Vec<EnvVar> {
         }),
     }));
     env
+}
+
+/// What the init step leaves: a folder, or in it the one file that the URI names.
+fn fetched_path(resolved: &Resolved) -> String {
+    let folder = format!("{MODELS_DIR}/{}", resolved.served_name);
+    let uri = resolved.spec.model.uri.as_deref().unwrap_or_default();
+    let file = match uri.strip_prefix("hf://") {
+        // ORG/NAME/PATH
+        Some(rest) => rest.splitn(3, '/').nth(2),
+        None => uri.split(['?', '#']).next().and_then(|url| url.rsplit('/').next()),
+    };
+    match file.filter(|file| file.to_ascii_lowercase().ends_with(".gguf")) {
+        // The init step gives a name that needs decoding a plain one.
+        Some(file) if file.contains('%') => format!("{folder}/model.gguf"),
+        Some(file) => format!("{folder}/{file}"),
+        None => folder,
+    }
 }
 
 fn resources(resolved: &Resolved, with_accelerator: bool) -> ResourceRequirements {

@@ -104,7 +104,8 @@ fn stall(input: &Input<'_>) -> Option<Problem> {
     if let Some(problem) = no_room_to_surge(input) {
         return Some(problem);
     }
-    if let Some(found) = input.failures.iter().find(|found| found.stalls) {
+    // What an older revision suffers from may be just what the present one mends.
+    if let Some(found) = input.failures.iter().find(|found| found.stalls && found.newest) {
         return Some(Problem { reason: found.failure.reason, message: found.failure.message.clone() });
     }
     if input.workload.deadline_exceeded {
@@ -292,7 +293,7 @@ fn workload_ready(input: &Input<'_>) -> Finding {
 
 fn rollout_complete(input: &Input<'_>, stall: Option<&Problem>) -> Finding {
     let type_ = Type::RolloutComplete;
-    if input.workload.rolled_out() && (input.workload.ready >= input.workload.desired || stall.is_none()) {
+    if input.workload.rolled_out() {
         return finding(type_, Status::True, Reason::Complete, "every pod runs the present revision");
     }
     match stall {

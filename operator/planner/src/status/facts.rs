@@ -75,13 +75,18 @@ pub(super) fn startup(
 }
 
 /// Revisions that have pods, newest first.
-pub(super) fn revisions(seen: &Observed, workload: &Workload) -> Vec<Revision> {
+pub(super) fn revisions(
+    seen: &Observed,
+    workload: &Workload,
+    previous: &LlmDeploymentStatus,
+) -> Vec<Revision> {
     workload
         .replica_sets
         .iter()
         .filter(|set| workload::replicas(set) > 0)
         .take(8)
         .filter_map(|set| {
+            let name = set.metadata.name.clone();
             let hash = set.metadata.labels.as_ref().and_then(|labels| labels.get("pod-template-hash"));
             let of_set = |pod: &&Pod| {
                 hash.is_some()
@@ -90,11 +95,17 @@ pub(super) fn revisions(seen: &Observed, workload: &Workload) -> Vec<Revision> {
             let mut pods: Vec<&Pod> = seen.pods.iter().filter(of_set).collect();
             pods.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
             Some(Revision {
-                name: set.metadata.name.clone()?,
+                name: name.clone()?,
                 ready: workload::ready(set),
                 model_digest: pods
                     .iter()
-                    .find_map(|pod| process(seen, pod)?.models.first().map(|model| model.digest.clone())),
+                    .find_map(|pod| process(seen, pod)?.models.first().map(|model| model.digest.clone()))
+                    // A revision never changes its model.
+                    .or_else(|| {
+                        let known =
+                            previous.revisions.iter().find(|known| Some(&known.name) == name.as_ref());
+                        known.and_then(|known| known.model_digest.clone())
+                    }),
                 image: set.spec.as_ref().and_then(|spec| {
                     spec.template.as_ref()?.spec.as_ref()?.containers.first()?.image.clone()
                 }),

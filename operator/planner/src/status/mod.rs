@@ -60,7 +60,7 @@ pub fn status(
         ),
         current_revision: workload.current_revision(),
         target_revision: workload.target_revision(),
-        revisions: facts::revisions(seen, &workload),
+        revisions: facts::revisions(seen, &workload, &previous),
         models: facts::models(seen, &workload, &previous),
         startup: facts::startup(seen, &workload, &previous),
         placement: cr.spec.accelerator.as_ref().map(|accelerator| PlacementStatus {

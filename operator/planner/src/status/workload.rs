@@ -18,6 +18,8 @@ pub(super) struct Workload {
     pub(super) children_current: bool,
     /// The Deployment's controller gave up waiting.
     pub(super) deadline_exceeded: bool,
+    /// The Deployment's controller once saw the present revision complete; it stays so when a pod fails later.
+    pub(super) completed: bool,
     /// Words of the API server when pods cannot be created.
     pub(super) creation_failure: Option<String>,
     /// ReplicaSets of the Deployment, newest revision first.
@@ -50,6 +52,8 @@ impl Workload {
                 && condition("Progressing").is_some_and(|found| {
                     found.status == "False" && found.reason.as_deref() == Some("ProgressDeadlineExceeded")
                 }),
+            completed: condition("Progressing")
+                .is_some_and(|found| found.reason.as_deref() == Some("NewReplicaSetAvailable")),
             creation_failure: condition("ReplicaFailure")
                 .filter(|found| found.status == "True")
                 .map(|found| found.message.clone().unwrap_or_default()),
@@ -65,9 +69,12 @@ impl Workload {
         self.ready > 0
     }
 
-    /// Every pod runs the present revision, and no other is left.
+    /// Every pod runs the present revision, no other is left, and they all answered at least once.
     pub(super) fn rolled_out(&self) -> bool {
-        self.children_current && self.updated == self.desired && self.replicas == self.desired
+        self.children_current
+            && self.updated == self.desired
+            && self.replicas == self.desired
+            && (self.completed || self.ready >= self.desired)
     }
 
     /// Nothing is left to do.

@@ -1,0 +1,11 @@
+//! The planner's decisions, in the domain's words.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod fixtures;
+mod generated;
+mod health;
+mod plans;
+mod purity;
+mod refusals;
+mod statuses;

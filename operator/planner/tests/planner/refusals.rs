@@ -1,0 +1,114 @@
+//! What only the cluster knows: each becomes a condition with the next step, and nothing is applied or pruned.
+
+use candela_crds::Reason;
+use candela_planner::{Observed, OwnedKind, SecretFacts};
+use serde_json::json;
+
+use crate::fixtures::{UID, known, llm, plan, settings};
+
+#[track_caller]
+fn check(spec: &str, change: impl FnOnce(&mut Observed), reason: Reason, says: &str) {
+    let cr = llm(spec);
+    let mut seen = known(&cr);
+    change(&mut seen);
+    let outcome = plan(&cr, &seen);
+    let blocked = outcome.resolved.unwrap_err();
+    assert_eq!(blocked.reason, reason, "{}", blocked.message);
+    assert!(blocked.message.contains(says), "`{}` should say `{says}`", blocked.message);
+    assert!(!outcome.plan.complete && outcome.plan.children.is_empty(), "nothing may be applied or pruned");
+}
+
+const FETCHED: &str = "{model: {uri: 'hf://a/b', credentialsRef: {name: hub, key: token}}}";
+
+#[test]
+fn foreign_objects_are_never_adopted() {
+    for kind in OwnedKind::ALL {
+        let name = if *kind == OwnedKind::ConfigMap { "chat-config" } else { "chat" };
+        for owners in [json!(null), json!([{"uid": "other", "controller": true}]), json!([{"uid": UID}])] {
+            let object = json!({"metadata": {"name": name, "ownerReferences": owners}});
+            check(
+                "{replicas: 2}",
+                |seen| {
+                    seen.children.insert(*kind, vec![object]);
+                },
+                Reason::NameConflict,
+                &format!("{kind} `{name}` exists"),
+            );
+        }
+    }
+}
+
+#[test]
+fn our_own_children_and_objects_of_other_names_are_no_conflict() {
+    let cr = llm("{}");
+    let mut seen = known(&cr);
+    let ours = json!({"metadata": {"name": "chat", "ownerReferences": [{"uid": UID, "controller": true}]}});
+    seen.children.insert(OwnedKind::Service, vec![ours, json!({"metadata": {"name": "else"}})]);
+    // One replica has no disruption budget: somebody else's is nobody's business.
+    seen.children.insert(OwnedKind::PodDisruptionBudget, vec![json!({"metadata": {"name": "chat"}})]);
+    assert!(plan(&cr, &seen).resolved.is_ok());
+}
+
+#[test]
+fn secrets_are_used_only_as_their_owner_says() {
+    check(FETCHED, |seen| seen.secrets.clear(), Reason::CredentialsNotFound, "create it");
+    check(
+        FETCHED,
+        |seen| {
+            seen.secrets.insert("hub".to_owned(), SecretFacts::default());
+        },
+        Reason::CredentialsNotUsable,
+        "kubectl label secret hub candela.dev/usable=true",
+    );
+    check(
+        "{model: {uri: 'https://evil.example/m.gguf', credentialsRef: {name: hub, key: token}}}",
+        |_| (),
+        Reason::CredentialsHostNotAllowed,
+        "may not be sent to `evil.example`",
+    );
+    check(
+        FETCHED,
+        |seen| seen.secrets.get_mut("hub").unwrap().keys = Some(["other".to_owned()].into()),
+        Reason::CredentialsNotFound,
+        "no key `token`",
+    );
+}
+
+#[test]
+fn a_missing_claim_is_named() {
+    check(
+        "{model: {uri: 'pvc://weights/llama'}}",
+        |seen| seen.claims.clear(),
+        Reason::ClaimNotFound,
+        "PersistentVolumeClaim `weights`",
+    );
+}
+
+#[test]
+fn an_engine_without_an_image_is_named_with_its_device() {
+    let mut settings = settings();
+    settings.images.clear();
+    let cr = llm("{accelerator: {device: {count: 1}}}");
+    let blocked = candela_planner::resolve(&cr, &known(&cr), &settings).unwrap_err();
+    assert_eq!(blocked.reason, Reason::ImageNotConfigured);
+    assert!(blocked.message.contains("engine Candle on device Nvidia"), "{}", blocked.message);
+    check(
+        "{accelerator: {device: {resourceName: amd.com/gpu, count: 1}}}",
+        |_| (),
+        Reason::ImageNotConfigured,
+        "engine Custom",
+    );
+}
+
+#[test]
+fn what_came_past_the_api_servers_rules_is_still_refused() {
+    for (spec, says) in [
+        ("{model: {}}", "`spec.model.uri` is required"),
+        ("{model: {uri: 's3://b/m'}}", "cannot be used"),
+        ("{model: {uri: 'https://user:pw@h/m'}}", "cannot be used"),
+        ("{model: {uri: 'pvc://c/../x'}}", "cannot be used"),
+        ("{engine: {name: Custom}, model: {}}", "`spec.engine.image` is required"),
+    ] {
+        check(spec, |_| (), Reason::InvalidSpec, says);
+    }
+}
