@@ -175,17 +175,16 @@ func start(dir state.Dir, lock *os.File, flags upFlags) (err error) {
 	}
 	listener, err := listen(flags.options.APIPort)
 	if err != nil {
-		return err
+		return errors.Join(err, remove(dir, false))
 	}
 	defer listener.Close()
 	flags.options.APIPort = listener.Addr().(*net.TCPAddr).Port
 	if err := cgroup.Create(dir.Cgroup()); err != nil {
-		return err
+		return errors.Join(err, remove(dir, false))
 	}
 	first, err := launch(dir, lock, listener, flags, plan.Machine{Cgroup: dir.Cgroup(), CNIDir: plan.CNIDir(), Snapshotter: snapshotter})
 	if err != nil {
-		_ = cgroup.Remove(dir.Cgroup())
-		return err
+		return errors.Join(err, remove(dir, false))
 	}
 	interrupted, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
