@@ -30,7 +30,7 @@ fn operator_role() -> Value {
     let read = ["get", "list", "watch"];
     let mut rules = vec![
         rule(GROUP, "llmdeployments", &read),
-        rule(GROUP, "llmdeployments/status", &["get", "patch"]),
+        rule(GROUP, "llmdeployments/status", &["get", "update", "patch"]),
         // Owner references that block deletion need it where that admission plugin is on.
         rule(GROUP, "llmdeployments/finalizers", &["update"]),
     ];

@@ -119,7 +119,7 @@ pub fn resolve(cr: &LlmDeployment, seen: &Observed, settings: &Settings) -> Resu
             .pod_template
             .as_ref()
             .and_then(|template| template.termination_grace_period.as_ref())
-            .map_or(GRACE_SECS.max(request_secs), |grace| grace.as_secs_ceil().max(1)),
+            .map_or_else(|| GRACE_SECS.max(request_secs), |grace| grace.as_secs_ceil().max(1)),
         operator_namespace: settings.operator_namespace.clone(),
     };
     refuse_foreign_children(&resolved, seen)?;

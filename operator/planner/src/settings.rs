@@ -17,6 +17,16 @@ pub struct Settings {
     pub operator_namespace: String,
 }
 
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            images: Vec::new(),
+            network_policy_enforced: NetworkPolicyEnforced::Unknown,
+            operator_namespace: operator_namespace(),
+        }
+    }
+}
+
 fn operator_namespace() -> String {
     "candela-system".to_owned()
 }
