@@ -35,8 +35,29 @@ pub fn llm_deployment_reference() -> String {
     for reason in Reason::ALL {
         let _ = writeln!(page, "| `{reason}` | {} |", cell(reason.doc()));
     }
+    page.push_str(NETWORK_POLICY);
     page
 }
+
+/// What `access.networkPolicy: Managed` writes; the planner's tests evaluate the policies themselves.
+const NETWORK_POLICY: &str = "
+## Network policy
+
+With `access.networkPolicy: Managed`, which is in effect unless `None` is written, each LlmDeployment has a NetworkPolicy.
+It needs a network plugin that enforces policies; whether yours does is said in the operator's configuration
+(`networkPolicyEnforced`) and shown as the condition `NetworkPolicyEnforced`. Candela cannot find out by itself.
+
+| to the pods | from |
+|---|---|
+| 8080, the API | the same namespace, the operator's namespace, namespaces labelled `candela.dev/access: \"true\"` |
+| 9090, metrics and status (engine Candle) | the operator's namespace, namespaces labelled `candela.dev/metrics: \"true\"` |
+
+| from the pods | when |
+|---|---|
+| 53, DNS | always |
+| 443 and the port of the source | weights are fetched from `hf://` or `http(s)://` |
+| 443 | engine Custom |
+";
 
 fn section(page: &mut String, name: &str, schema: &Value) {
     let _ = write!(page, "\n## {name}\n\n| field | type | meaning |\n|---|---|---|\n");

@@ -32,6 +32,8 @@ pub struct Resolved {
     pub grace_secs: i32,
     /// Namespace of the operator.
     pub operator_namespace: String,
+    /// The hub that `hf://` means, where it is not the public one.
+    pub hub_endpoint: Option<String>,
 }
 
 /// Where the weights come from.
@@ -51,8 +53,8 @@ const PROGRESS_DEADLINE_SECS: i32 = 30 * 60;
 const GRACE_SECS: i32 = 60;
 /// What a stopped replica needs beyond the longest request.
 const GRACE_MARGIN_SECS: i32 = 10;
-/// Host of `hf://` sources.
-const HUB_HOST: &str = "huggingface.co";
+/// The hub that `hf://` means unless the operator's configuration names another.
+const HUB: &str = "https://huggingface.co";
 
 /// Validates and dereferences. `Err` is a value that becomes a condition, never a reason to try again.
 pub fn resolve(cr: &LlmDeployment, seen: &Observed, settings: &Settings) -> Result<Resolved, Blocked> {
@@ -68,7 +70,7 @@ pub fn resolve(cr: &LlmDeployment, seen: &Observed, settings: &Settings) -> Resu
     }
     let spec = &cr.spec;
     let engine = spec.engine_name();
-    let source = source(spec)?;
+    let source = source(spec, settings)?;
     check_credentials(spec, &source, seen)?;
     if let Source::Claim { name, .. } = &source
         && !seen.claims.contains(name)
@@ -121,6 +123,7 @@ pub fn resolve(cr: &LlmDeployment, seen: &Observed, settings: &Settings) -> Resu
             .and_then(|template| template.termination_grace_period.as_ref())
             .map_or_else(|| GRACE_SECS.max(request_secs), |grace| grace.as_secs_ceil().max(1)),
         operator_namespace: settings.operator_namespace.clone(),
+        hub_endpoint: settings.hub_endpoint.clone().filter(|_| uses_hub(spec)),
     };
     refuse_foreign_children(&resolved, seen)?;
     Ok(resolved)
@@ -131,7 +134,7 @@ fn invalid(message: impl Into<String>) -> Blocked {
 }
 
 /// CEL has checked the URI already; here it is taken apart.
-fn source(spec: &LlmDeploymentSpec) -> Result<Source, Blocked> {
+fn source(spec: &LlmDeploymentSpec, settings: &Settings) -> Result<Source, Blocked> {
     let Some(uri) = &spec.model.uri else {
         return match spec.engine_name() {
             EngineName::Custom => Ok(Source::Image),
@@ -149,20 +152,14 @@ fn source(spec: &LlmDeploymentSpec) -> Result<Source, Blocked> {
     match scheme {
         "builtin" if rest == "demo" && spec.engine_name() == EngineName::Candle => Ok(Source::Image),
         "hf" if rest.split('/').filter(|part| !part.is_empty()).count() >= 2 => {
-            Ok(Source::Fetched { host: HUB_HOST.to_owned(), port: 443 })
+            let hub = settings.hub_endpoint.as_deref().unwrap_or(HUB);
+            authority(hub).ok_or_else(|| Blocked {
+                condition: ConditionType::Validated,
+                reason: Reason::InvalidSpec,
+                message: format!("`hubEndpoint` of the operator's configuration cannot be used: `{hub}` must be https://HOST or http://HOST:PORT"),
+            })
         }
-        "http" | "https" => {
-            let authority = rest.split('/').next().unwrap_or_default();
-            let default_port = if scheme == "http" { 80 } else { 443 };
-            let (host, port) = match authority.rsplit_once(':') {
-                Some((host, port)) => (host, port.parse().map_err(|_| unusable())?),
-                None => (authority, default_port),
-            };
-            if host.is_empty() || host.contains('@') || port == 0 {
-                return Err(unusable());
-            }
-            Ok(Source::Fetched { host: host.to_owned(), port })
-        }
+        "http" | "https" => authority(uri).ok_or_else(unusable),
         "pvc" => {
             let (claim, path) = rest.split_once('/').unwrap_or((rest, ""));
             if claim.is_empty() || path.split('/').any(|part| part == "..") {
@@ -172,6 +169,27 @@ fn source(spec: &LlmDeploymentSpec) -> Result<Source, Blocked> {
         }
         _ => Err(unusable()),
     }
+}
+
+fn uses_hub(spec: &LlmDeploymentSpec) -> bool {
+    spec.model.uri.as_ref().is_some_and(|uri| uri.starts_with("hf://"))
+}
+
+/// Host and port of an `http(s)` address without credentials.
+fn authority(address: &str) -> Option<Source> {
+    let (scheme, rest) = address.split_once("://")?;
+    let default_port = match scheme {
+        "http" => 80,
+        "https" => 443,
+        _ => return None,
+    };
+    let authority = rest.split('/').next()?;
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) => (host, port.parse().ok()?),
+        None => (authority, default_port),
+    };
+    let usable = !host.is_empty() && !host.contains('@') && port != 0;
+    usable.then(|| Source::Fetched { host: host.to_owned(), port })
 }
 
 /// A live object of a child's name whose controller is not this resource is somebody else's: never adopted.

@@ -15,6 +15,10 @@ pub struct Settings {
     /// Namespace of the operator; pods there may reach the servers' internal port.
     #[serde(default = "operator_namespace")]
     pub operator_namespace: String,
+    /// Address of the hub that `hf://` means, such as a mirror inside the company; absent = `https://huggingface.co`.
+    /// Secrets are sent to its host, if their annotation says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub_endpoint: Option<String>,
 }
 
 impl Default for Settings {
@@ -23,6 +27,7 @@ impl Default for Settings {
             images: Vec::new(),
             network_policy_enforced: NetworkPolicyEnforced::Unknown,
             operator_namespace: operator_namespace(),
+            hub_endpoint: None,
         }
     }
 }

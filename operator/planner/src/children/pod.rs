@@ -135,6 +135,10 @@ fn fetch(resolved: &Resolved) -> Option<Container> {
         name: FETCH.to_owned(),
         image: Some(image),
         args: Some(["fetch", "--config", SERVER_CONFIG_PATH, "--to", MODELS_DIR].map(str::to_owned).to_vec()),
+        env: resolved
+            .hub_endpoint
+            .clone()
+            .map(|hub| vec![EnvVar { name: "HF_ENDPOINT".to_owned(), value: Some(hub), value_from: None }]),
         resources: Some(resources(resolved, false)),
         security_context: Some(restricted()),
         termination_message_policy: Some("File".to_owned()),

@@ -150,7 +150,7 @@ fn ready(input: &Input<'_>, stall: Option<&Problem>) -> Finding {
     }
     if workload.serving() {
         let rest = stall.map_or("", |_| "; what was last asked for is not in effect, see Stalled");
-        let message = format!("{ready} replicas answer, {desired} are wanted{rest}");
+        let message = format!("{ready} of {desired} replicas answer{rest}");
         return finding(Type::Ready, Status::True, Reason::Serving, message);
     }
     match stall {

@@ -44,6 +44,7 @@ pub(crate) fn settings() -> Settings {
         ],
         network_policy_enforced: NetworkPolicyEnforced::Yes,
         operator_namespace: "candela-system".to_owned(),
+        hub_endpoint: None,
     }
 }
 

@@ -7,6 +7,7 @@ mod fixtures;
 mod generated;
 mod health;
 mod plans;
+mod policy;
 mod purity;
 mod refusals;
 mod statuses;

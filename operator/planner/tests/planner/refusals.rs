@@ -112,3 +112,27 @@ fn what_came_past_the_api_servers_rules_is_still_refused() {
         check(spec, |_| (), Reason::InvalidSpec, says);
     }
 }
+
+#[test]
+fn the_hub_is_the_one_that_the_operator_is_configured_with() {
+    let cr = llm(FETCHED);
+    let mut seen = known(&cr);
+    let mut settings = settings();
+    settings.hub_endpoint = Some("http://hub.example:8443".to_owned());
+    let blocked = candela_planner::resolve(&cr, &seen, &settings).unwrap_err();
+    assert!(blocked.message.contains("may not be sent to `hub.example`"), "{}", blocked.message);
+
+    let secret = seen.secrets.get_mut("hub").unwrap();
+    secret.annotations.insert("candela.dev/hosts".to_owned(), "hub.example".to_owned());
+    let resolved = candela_planner::resolve(&cr, &seen, &settings).unwrap();
+    let plan = candela_planner::desired(&resolved, &seen);
+    let of_kind = |kind| &plan.children.iter().find(|child| child.kind == kind).unwrap().object["spec"];
+    let fetch = &of_kind(OwnedKind::Deployment)["template"]["spec"]["initContainers"][0];
+    assert_eq!(fetch["env"], json!([{"name": "HF_ENDPOINT", "value": "http://hub.example:8443"}]));
+    let egress = of_kind(OwnedKind::NetworkPolicy)["egress"].to_string();
+    assert!(egress.contains("8443"), "{egress}");
+
+    settings.hub_endpoint = Some("hub.example".to_owned());
+    let blocked = candela_planner::resolve(&cr, &seen, &settings).unwrap_err();
+    assert!(blocked.message.contains("`hubEndpoint` of the operator's configuration"), "{}", blocked.message);
+}
