@@ -6,6 +6,7 @@ mod drift;
 mod fixtures;
 mod generated;
 mod health;
+mod invariants;
 mod plans;
 mod policy;
 mod purity;
