@@ -2,8 +2,10 @@ package supervisor
 
 import (
 	"context"
+	_ "embed"
 	"encoding/json"
 	"fmt"
+	"os"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -110,8 +112,16 @@ func (s *Supervisor) metricsServer(path string) error {
 	})
 }
 
+// kwokStages tell kwok how a node and a pod come to be ready; its program holds none.
+//
+//go:embed kwok-stages.yaml
+var kwokStages []byte
+
 // kwok plays the kubelets of `count` nodes that do not exist.
 func (s *Supervisor) kwok(path string, count int) error {
+	if err := os.WriteFile(plan.File("kwok-stages.yaml"), kwokStages, 0o644); err != nil {
+		return err
+	}
 	err := s.launchOnce(plan.Component{
 		Name: "kwok",
 		Path: path,
@@ -121,7 +131,8 @@ func (s *Supervisor) kwok(path string, count int) error {
 			"--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
 			"--cidr=10.245.0.0/16",
 			"--node-ip=10.231.0.3",
-			"--enable-crds=false",
+			"--node-lease-duration-seconds=40",
+			"--config=" + plan.File("kwok-stages.yaml"),
 			"--server-address=127.0.0.1:10261",
 		},
 		Health: &plan.Health{URL: "http://127.0.0.1:10261/healthz"},
