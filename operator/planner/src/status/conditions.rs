@@ -132,10 +132,11 @@ fn no_room_to_surge(input: &Input<'_>) -> Option<Problem> {
     if !waits || !input.workload.replacing() || *input.fit != Fit::Possible {
         return None;
     }
+    let meanwhile = if input.workload.serving() { "; the old revision serves meanwhile" } else { "" };
     Some(Problem {
         reason: Reason::NoRoomToSurge,
         message: format!(
-            "the new revision waits for {} of {}, and only the pods that it replaces hold them: set `spec.rollout.strategy: Recreate`, or `spec.rollout.maxSurge: 0` with `maxUnavailable: 1`, or add a node; the old revision serves meanwhile",
+            "the new revision waits for {} of {}, and only the pods that it replaces hold them: set `spec.rollout.strategy: Recreate`, or `spec.rollout.maxSurge: 0` with `maxUnavailable: 1`, or add a node{meanwhile}",
             accelerator.device.count,
             accelerator.device.resource_name()
         ),
