@@ -172,7 +172,7 @@ fn conditions(cluster: &Cluster, name: &str) -> Result<()> {
     for condition in object["status"]["conditions"].as_array().into_iter().flatten() {
         let text = |key: &str| condition[key].as_str().unwrap_or_default().to_owned();
         say(&format!(
-            "     {:<22} {:<7} {:<18} {}\n",
+            "     {:<22} {:<7} {:<24} {}\n",
             text("type"),
             text("status"),
             text("reason"),
