@@ -16,6 +16,9 @@ pub struct OperatorConfig {
     pub images: Vec<ImageRule>,
     /// Whether the cluster's CNI enforces NetworkPolicy; shown as a condition where a policy is asked for.
     pub network_policy_enforced: NetworkPolicyEnforced,
+    /// Where `hf://` models come from, as `https://HOST`; absent = the public hub.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hub_endpoint: Option<String>,
     pub lease: LeaseConfig,
     pub concurrency: Concurrency,
     pub client_timeouts: ClientTimeouts,
@@ -135,6 +138,7 @@ impl OperatorConfig {
             images: self.images.clone(),
             network_policy_enforced: self.network_policy_enforced,
             operator_namespace: operator_namespace.to_owned(),
+            hub_endpoint: self.hub_endpoint.clone(),
         }
     }
 
@@ -162,6 +166,10 @@ impl OperatorConfig {
                     "has the engine and device of an earlier entry; keep one of them",
                 );
             }
+        }
+        let is_url = |text: &String| text.starts_with("https://") || text.starts_with("http://");
+        if !self.hub_endpoint.iter().all(is_url) {
+            return invalid("hubEndpoint".to_owned(), "is not a URL; write https://HOST");
         }
         let lease = &self.lease;
         if lease.name.is_empty() {

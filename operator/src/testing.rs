@@ -117,6 +117,7 @@ impl Script {
             }],
             network_policy_enforced: NetworkPolicyEnforced::Unknown,
             operator_namespace: "candela-system".to_owned(),
+            ..Settings::default()
         };
         let pull: crate::pull::Puller = Arc::new(|_| Box::pin(std::future::pending()));
         Context::new(client, settings, metrics, "test", pull, Planted::default())

@@ -144,12 +144,12 @@ async fn follow<K: Debug, T: Entry>(
                 ctx.metrics.watch_errors.get_or_create(&KindLabels { kind }).inc();
                 let gone = matches!(&error, watcher::Error::WatchError(status) if status.code == 410);
                 swallowing = gone && ctx.planted.has(PlantedBug::SwallowInStreamGone);
-                if gone {
+                n_failures += 1;
+                if gone && n_failures == 1 {
                     // Nothing is wrong with the server: list again at once.
                     debug!(kind, "the watch is too old, listing again");
                     continue;
                 }
-                n_failures += 1;
                 warn!(kind, error = %Chain(&error), "watch failed");
                 tokio::time::sleep(jittered(doubled(n_failures, MAX_PAUSE))).await;
                 continue;
