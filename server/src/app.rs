@@ -68,6 +68,10 @@ impl Default for Limits {
     }
 }
 
+/// Read without asking; larger (or of unannounced length) needs one of [`LARGE_BODIES`] permits.
+pub(crate) const SMALL_BODY_BYTES: u64 = 64 << 10;
+pub(crate) const LARGE_BODIES: usize = 64;
+
 /// One process.
 pub(crate) struct App {
     pub(crate) config: ServerConfig,
@@ -80,7 +84,9 @@ pub(crate) struct App {
     pub(crate) startup: OnceLock<Startup>,
     /// Requests between their body and the engine's queue; more than that queue holds is refused at once.
     pub(crate) preparing: Arc<Semaphore>,
-    /// Of those, how many tokenise at the same time.
+    /// Bodies of more than [`SMALL_BODY_BYTES`] that are being read: bounds what slow uploads may hold.
+    pub(crate) large_bodies: Arc<Semaphore>,
+    /// Of the requests that prepare, how many tokenise at the same time.
     pub(crate) tokenising: Arc<Semaphore>,
     pub(crate) began: Instant,
 }

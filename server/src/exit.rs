@@ -98,4 +98,28 @@ mod tests {
         let read = TerminationMessage::parse(&fs::read_to_string(path).unwrap()).unwrap();
         assert_eq!((read.reason, read.message.as_str()), (ExitReason::WeightsNotFound, "no `x`"));
     }
+
+    const CHILD: &str = "CANDELA_TEST_PANIC_LOG";
+
+    /// Does nothing unless the next test starts it in a process of its own.
+    #[test]
+    fn panics_in_a_child() {
+        let Some(path) = std::env::var_os(CHILD) else { return };
+        exit_on_panic(Path::new(&path));
+        let _ = std::thread::spawn(|| panic!("on purpose")).join();
+        unreachable!("the process is gone by now");
+    }
+
+    #[test]
+    fn a_panic_on_any_thread_ends_the_process_with_a_report() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "exit::tests::panics_in_a_child"]).env(CHILD, &path);
+        let exited = child.output().unwrap();
+        assert_eq!(exited.status.code(), Some(70));
+        let read = TerminationMessage::parse(&fs::read_to_string(path).unwrap()).unwrap();
+        assert_eq!(read.reason, ExitReason::EngineCrashed);
+        assert!(read.message.contains("on purpose"), "{}", read.message);
+    }
 }

@@ -1,6 +1,6 @@
 //! The internal listener: metrics, probes and the status contract.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use candela_engine::Stats;
 use candela_wire::{
     internal::{ProcessStatus, Requests, STATUS_PATH, STATUS_VERSION},
     problem::{self, Problem},
@@ -59,18 +60,23 @@ async fn livez(State(app): State<Arc<App>>) -> Response {
     let Some(served) = app.served.get() else {
         return (StatusCode::OK, starting(&app.progress)).into_response();
     };
-    let stats = served.engine.stats();
-    let idle = stats.running == 0 && stats.queued == 0;
-    if idle || stats.heartbeat_age <= app.limits.heartbeat {
-        return "alive\n".into_response();
+    match wedged(&served.engine.stats(), app.limits.heartbeat) {
+        None => "alive\n".into_response(),
+        Some(message) => (StatusCode::SERVICE_UNAVAILABLE, message).into_response(),
     }
-    let message = format!(
-        "the engine has not finished a step for {} s with {} running and {} waiting\n",
-        stats.heartbeat_age.as_secs(),
-        stats.running,
-        stats.queued
-    );
-    (StatusCode::SERVICE_UNAVAILABLE, message).into_response()
+}
+
+/// Why the engine counts as stuck. Silence while there is nothing to do is no sign of that.
+fn wedged(stats: &Stats, limit: Duration) -> Option<String> {
+    let idle = stats.running == 0 && stats.queued == 0;
+    (!idle && stats.heartbeat_age > limit).then(|| {
+        format!(
+            "the engine has not finished a step for {} s with {} running and {} waiting\n",
+            stats.heartbeat_age.as_secs(),
+            stats.running,
+            stats.queued
+        )
+    })
 }
 
 async fn readyz(State(app): State<Arc<App>>) -> Response {
@@ -117,4 +123,28 @@ async fn nothing_here(request: Request) -> Response {
     let problem = Problem::of_status(StatusCode::NOT_FOUND, detail);
     let content_type = [(header::CONTENT_TYPE, problem::CONTENT_TYPE)];
     (StatusCode::NOT_FOUND, content_type, Json(problem).into_response().into_body()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_work_that_does_not_move_means_wedged() {
+        let stats = |running, queued, seconds| Stats {
+            running,
+            queued,
+            heartbeat_age: Duration::from_secs(seconds),
+            accepting: true,
+            kv_tokens: 0,
+            prompt_tokens_total: 0,
+            completion_tokens_total: 0,
+            steps_total: 0,
+        };
+        let limit = Duration::from_secs(10);
+        assert_eq!(wedged(&stats(0, 0, 1000), limit), None);
+        assert_eq!(wedged(&stats(1, 0, 9), limit), None);
+        assert!(wedged(&stats(1, 0, 11), limit).is_some());
+        assert!(wedged(&stats(0, 1, 11), limit).is_some());
+    }
 }

@@ -92,7 +92,7 @@ impl Metrics {
         to.register("generated_tokens", "Tokens generated", self.generated_tokens.clone());
         to.register(
             "time_to_first_token_seconds",
-            "From the end of the request's body to its first token",
+            "From admission to the first token",
             self.time_to_first_token.clone(),
         );
         to.register("inter_token_seconds", "Between tokens of one answer", self.inter_token.clone());

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use crate::{
     Fatal, Limits, api,
-    app::App,
+    app::{App, LARGE_BODIES},
     internal,
     lifecycle::{Lifecycle, Stage},
     listen::{self, Bounds, Listener},
@@ -141,6 +141,7 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
         served: OnceLock::new(),
         startup: OnceLock::new(),
         preparing: Arc::new(Semaphore::new(limits.queue + limits.sequences)),
+        large_bodies: Arc::new(Semaphore::new(LARGE_BODIES)),
         tokenising: Arc::new(Semaphore::new(threads)),
         began,
         config,

@@ -55,6 +55,24 @@ async fn a_full_queue_is_429_and_clients_that_leave_free_their_slots() {
 }
 
 #[tokio::test]
+async fn a_first_token_that_is_late_is_an_error_and_not_a_stream() {
+    let server = Server::with(&long_winded(), |options| {
+        one_slot(options);
+        options.config.timeouts.first_token_ms = Some(200);
+    })
+    .await;
+    let mut running = Events::of(server.chat(json!({"max_tokens": LONG, "stream": true})).await);
+    running.next().await.unwrap();
+    let late = server.chat(json!({"stream": true})).await;
+    assert_eq!(late.status(), 504);
+    let error: ErrorBody = late.json().await.unwrap();
+    assert_eq!(error.error.code.as_deref(), Some("first_token_timeout"));
+    // It gave its place in the queue back, and the one before it is not disturbed.
+    until("nothing waits", || async { server.status().await.requests.queued == 0 }).await;
+    assert!(running.next().await.is_some());
+}
+
+#[tokio::test]
 async fn clients_that_send_too_slowly_are_cut_off_and_resting_ones_are_not() {
     let server = Server::with(&TinyModel::default(), |options| {
         options.limits = Limits { header: Duration::from_millis(300), ..options.limits.clone() };

@@ -1,7 +1,7 @@
 //! From a request's body to a job for the engine: bounded reading, then parsing and tokenising off the async
 //! threads.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{body::Body, extract::Request};
 use bytes::Bytes;
@@ -9,11 +9,13 @@ use candela_engine::{GenerateRequest, SamplingParams};
 use candela_wire::openai::{Logprobs, Sampling};
 use http::header;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use std::time::Duration;
 use tokio::time::timeout;
 
 use super::{error::ApiError, served};
-use crate::{app::App, model::Served};
+use crate::{
+    app::{App, SMALL_BODY_BYTES},
+    model::Served,
+};
 
 /// What both kinds of request come down to.
 pub(crate) struct Job {
@@ -59,6 +61,13 @@ async fn read_body(app: &App, request: Request) -> Result<Bytes, ApiError> {
     if announced.is_some_and(|bytes: u64| bytes > limit as u64) {
         return Err(ApiError::BodyTooLarge { limit });
     }
+    let small = announced.is_some_and(|bytes| bytes <= SMALL_BODY_BYTES);
+    let _permit = if small {
+        None
+    } else {
+        let full = ApiError::QueueFull { retry_after: Duration::from_secs(1) };
+        Some(app.large_bodies.try_acquire().map_err(|_| full)?)
+    };
     let body: Body = request.into_body();
     let collected = timeout(app.limits.body, Limited::new(body, limit).collect()).await;
     match collected {

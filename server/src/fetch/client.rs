@@ -223,6 +223,9 @@ pub(super) fn refuse_errors(url: &Url, answer: Answer) -> Result<Answer, Failure
             ))
             .into())
         }
+        StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
+            Err(FetchError::Method(format!("`{place}` answered {status}")).into())
+        }
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Err(passing(&place, &answer)),
         _ if status.is_server_error() => Err(passing(&place, &answer)),
         _ => Err(FetchError::Failed(format!("`{place}` answered {status}")).into()),

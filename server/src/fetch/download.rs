@@ -242,7 +242,8 @@ impl Download<'_> {
         self.folder.join(format!("{}.part.etag", self.file.name))
     }
 
-    fn remove_part(&self) -> Result<(), FetchError> {
+    /// Forgets what has arrived.
+    pub(super) fn remove_part(&self) -> Result<(), FetchError> {
         remove(&self.part_path())?;
         remove(&self.etag_path())
     }

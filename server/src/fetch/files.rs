@@ -27,6 +27,8 @@ pub(super) struct RemoteFile {
     pub(super) size_bytes: Option<u64>,
     /// Lower-case hex, if somebody vouches for it.
     pub(super) sha256: Option<String>,
+    /// The model can do without it.
+    pub(super) optional: bool,
 }
 
 /// What a folder must or may hold beside weights.
@@ -53,7 +55,7 @@ pub(super) async fn one_file(client: &Client, url: &Url) -> Result<Plan, FetchEr
 pub(super) async fn folder(client: &Client, base: &Url) -> Result<Plan, FetchError> {
     let sums = sums(client, base).await?;
     let index_url = beside(base, INDEX)?;
-    let weights = match client.document(&index_url, MAX_DOCUMENT_BYTES).await? {
+    let weights = match optional_document(client, &index_url, MAX_DOCUMENT_BYTES).await? {
         Some(index) => {
             let mut names = shards(&index)?;
             names.insert(INDEX.to_owned());
@@ -72,7 +74,8 @@ pub(super) async fn folder(client: &Client, base: &Url) -> Result<Plan, FetchErr
         })?);
     }
     for name in OPTIONAL {
-        files.extend(describe(client, &sums, name.to_owned(), beside(base, name)?).await?);
+        let file = describe(client, &sums, name.to_owned(), beside(base, name)?).await?;
+        files.extend(file.map(|file| RemoteFile { optional: true, ..file }));
     }
     Ok(Plan { files, resolved_revision: None })
 }
@@ -84,9 +87,24 @@ async fn describe(
     name: String,
     url: Url,
 ) -> Result<Option<RemoteFile>, FetchError> {
-    let Some(answer) = client.head(&url).await? else { return Ok(None) };
+    let size_bytes = match client.head(&url).await {
+        Ok(None) => return Ok(None),
+        Ok(Some(answer)) => length(answer.response.headers()),
+        // A signed URL is signed for GET only, and some servers know no HEAD: GET will tell.
+        Err(FetchError::Unauthorized(_) | FetchError::Method(_)) => None,
+        Err(err) => return Err(err),
+    };
     let sha256 = sums.get(&name).cloned();
-    Ok(Some(RemoteFile { size_bytes: length(answer.response.headers()), sha256, name, url }))
+    Ok(Some(RemoteFile { size_bytes, sha256, name, url, optional: false }))
+}
+
+/// A document that may be missing. Object stores answer 403 for that to whom may not list; if the source really
+/// refuses us, the files that must be there show it.
+async fn optional_document(client: &Client, url: &Url, limit: usize) -> Result<Option<Vec<u8>>, FetchError> {
+    match client.document(url, limit).await {
+        Err(FetchError::Unauthorized(_)) => Ok(None),
+        result => result,
+    }
 }
 
 /// A file of the same folder; a query (a signature for the folder) goes along.
@@ -100,7 +118,7 @@ fn beside(base: &Url, name: &str) -> Result<Url, FetchError> {
 /// `SHA256SUMS` beside the files, as `sha256sum` writes it.
 async fn sums(client: &Client, base: &Url) -> Result<BTreeMap<String, String>, FetchError> {
     let url = beside(base, SUMS)?;
-    let Some(text) = client.document(&url, 1 << 20).await? else { return Ok(BTreeMap::new()) };
+    let Some(text) = optional_document(client, &url, 1 << 20).await? else { return Ok(BTreeMap::new()) };
     parse_sums(&String::from_utf8_lossy(&text)).map_err(|line| {
         let place = redacted(url.as_str());
         FetchError::Unsupported(format!("`{place}`, line {line}: not `SHA256  NAME` as sha256sum writes it"))

@@ -133,6 +133,7 @@ async fn describe(client: &Client, name: &str, url: Url, commit: &str) -> Result
         size_bytes: linked_size.or_else(|| length(head.response.headers())),
         sha256: linked_etag.and_then(as_sha256),
         url,
+        optional: false,
     })
 }
 

@@ -93,6 +93,9 @@ pub(crate) enum FetchError {
     Unsupported(String),
     #[error("{0}")]
     Config(String),
+    /// The source does not do this kind of request (HEAD).
+    #[error("{0}")]
+    Method(String),
     /// Retrying did not help, or would not.
     #[error("{0}")]
     Failed(String),
@@ -121,7 +124,9 @@ impl From<FetchError> for Fatal {
             FetchError::Mismatch(_) => ExitReason::ChecksumMismatch,
             FetchError::Unsupported(_) => ExitReason::ModelUnsupported,
             FetchError::Config(_) => ExitReason::InvalidConfiguration,
-            FetchError::Failed(_) | FetchError::Disk { .. } => ExitReason::WeightsFetchFailed,
+            FetchError::Method(_) | FetchError::Failed(_) | FetchError::Disk { .. } => {
+                ExitReason::WeightsFetchFailed
+            }
         };
         Fatal::new(reason, Chain(&err).to_string())
     }
@@ -240,7 +245,14 @@ async fn fetch_files(
     let mut fetched_bytes = 0;
     for file in &files {
         let download = Download { client, file, folder, progress };
-        let (facts, bytes) = download.run().await?;
+        let (facts, bytes) = match download.run().await {
+            // Some sources answer neither HEAD nor an honest 404.
+            Err(FetchError::NotFound(_) | FetchError::Unauthorized(_)) if file.optional => {
+                download.remove_part()?;
+                continue;
+            }
+            result => result?,
+        };
         fetched_bytes += bytes;
         done.push(facts);
     }

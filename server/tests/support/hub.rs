@@ -274,12 +274,18 @@ fn resolve(
 async fn answer_content(State(hub): State<Hub>, request: Request) -> Response<Body> {
     hub.note(&request, true);
     let path = request.uri().path().trim_start_matches('/').to_owned();
+    // An object store behind signed URLs: no HEAD, and 403 for what is not there.
+    let signed = request.uri().query() == Some("signed");
+    if signed && request.method() == Method::HEAD {
+        return refuse(StatusCode::FORBIDDEN, "SignatureDoesNotMatch");
+    }
     let found = {
         let shared = hub.shared();
         let pair = path.match_indices('/').nth(1).map(|(at, _)| (&path[..at], &path[at + 1..]));
         pair.and_then(|(repo, file)| shared.repos.get(repo)?.files.get(file).cloned())
     };
-    let Some(bytes) = found else { return refuse(StatusCode::NOT_FOUND, "NoSuchKey") };
+    let missing = if signed { StatusCode::FORBIDDEN } else { StatusCode::NOT_FOUND };
+    let Some(bytes) = found else { return refuse(missing, "NoSuchKey") };
     let fault = if request.method() == Method::GET { hub.shared().faults.pop_front() } else { None };
     // The content network counts ETags its own way, so that mixing them up with the hub's shows.
     let etag = format!("\"cdn-{}\"", git_id(&bytes));
@@ -325,8 +331,16 @@ fn send(request: &Request, bytes: &Bytes, etag: &str, fault: Option<Fault>) -> R
     let body = match fault {
         _ if request.method() == Method::HEAD => Body::empty(),
         Some(Fault::CutAfter(n)) => {
-            let cut: io::Result<Bytes> = Err(io::ErrorKind::ConnectionReset.into());
-            Body::from_stream(stream::iter([Ok(part.slice(..n.min(part.len()))), cut]))
+            let sent = Ok(part.slice(..n.min(part.len())));
+            let cut = async {
+                // What comes before must leave first: the server writes when the body has nothing for it.
+                for _ in 0..10 {
+                    tokio::task::yield_now().await;
+                }
+                let cut: io::Result<Bytes> = Err(io::ErrorKind::ConnectionReset.into());
+                cut
+            };
+            Body::from_stream(stream::once(async { sent }).chain(stream::once(cut)))
         }
         Some(Fault::StallAfter(n)) => {
             let first: Result<Bytes, Infallible> = Ok(part.slice(..n.min(part.len())));
