@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"candela.dev/cluster/internal/control"
 	"candela.dev/cluster/internal/state"
 )
@@ -74,7 +76,7 @@ func startAddon(dir state.Dir, name string, nodes int) error {
 	if err := os.MkdirAll(dir.File("addons"), 0o755); err != nil {
 		return err
 	}
-	if err := os.Link(built, dir.File(inside)); err != nil && !errors.Is(err, os.ErrExist) {
+	if err := place(built, dir.File(inside)); err != nil {
 		return err
 	}
 	started := time.Now()
@@ -86,18 +88,35 @@ func startAddon(dir state.Dir, name string, nodes int) error {
 	return nil
 }
 
+// place links a program into the cluster's directory, or copies it where that is another file system.
+func place(from, to string) error {
+	err := os.Link(from, to)
+	if err == nil || errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if !errors.Is(err, unix.EXDEV) {
+		return err
+	}
+	program, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, program, 0o755)
+}
+
 // buildAddon builds a program of another module at its pinned version, unless that was done.
 func buildAddon(name string) (string, error) {
 	source, known := addons[name]
 	if !known {
 		return "", unknownAddon(name)
 	}
-	root, err := state.Root()
+	// Beside this program, wherever its clusters are kept.
+	self, err := os.Executable()
 	if err != nil {
 		return "", err
 	}
 	_, version, _ := strings.Cut(source, "@")
-	dir := filepath.Join(root, "bin", name+"-"+version)
+	dir := filepath.Join(filepath.Dir(self), "bin", name+"-"+version)
 	path := filepath.Join(dir, name)
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
@@ -116,7 +135,7 @@ func buildAddon(name string) (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(partial)
-	command := exec.Command(compiler, "install", "-trimpath", "-ldflags=-s -w", source)
+	command := exec.Command(compiler, "install", "-ldflags=-s -w", source)
 	command.Env = append(os.Environ(), "GOBIN="+partial, "GOFLAGS=-buildvcs=false")
 	command.Dir = partial
 	command.Stdout, command.Stderr = os.Stderr, os.Stderr
