@@ -15,6 +15,8 @@ mod engine;
 mod error;
 mod facts;
 mod files;
+#[cfg(test)]
+mod golden;
 mod load;
 mod model;
 mod request;
@@ -22,6 +24,8 @@ mod sampler;
 mod sequence;
 mod step;
 pub mod testing;
+#[cfg(test)]
+mod tests;
 mod text;
 mod weights;
 

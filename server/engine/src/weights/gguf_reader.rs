@@ -140,6 +140,8 @@ impl Header {
         match self.metadata.get(key) {
             None => Ok(None),
             Some(Value::Strings(all)) => Ok(Some(all)),
+            // Some writers give an empty array another element type.
+            Some(Value::Ints(all)) if all.is_empty() => Ok(Some(&[])),
             Some(other) => Err(wrong_type(key, "an array of strings", other)),
         }
     }
