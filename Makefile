@@ -24,9 +24,11 @@ ifeq ($(CI),true)
 endif
 
 CARGO := cargo
-# All Rust is built with one profile and one feature set, so that each crate is compiled once.
+# All Rust is built with one profile. What ships is built without the tests' crate: that one turns on the operator's
+# planted bugs, and Cargo would give the features that tests want to everything built beside them.
 RUST := --release --workspace
-XTASK := $(CARGO) run --quiet --release -p xtask --
+SHIPPED := --release --workspace --exclude candela-tests --bins
+XTASK := target/release/xtask
 
 KUBERNETES_VERSION := v1.35.0
 CLUSTER := target/cluster/candela-cluster
@@ -34,6 +36,8 @@ GO_VERSION_FLAGS := -X k8s.io/component-base/version.gitVersion=$(KUBERNETES_VER
 	-X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=35
 
 LOGS := target/logs
+# The test programs of the crate `tests`, for `cargo test --workspace`, which keeps the features as they are.
+SYSTEM_TESTS := $(addprefix --test ,$(notdir $(basename $(wildcard tests/tests/*))))
 VENV := .venv
 REQUIREMENTS := $(wildcard server/tests/requirements.txt server/tests/*/requirements.txt)
 PYTHON_TESTS := $(sort $(dir $(wildcard server/tests/test_*.py server/tests/*/test_*.py)))
@@ -43,19 +47,17 @@ PACKAGES := containerd runc containernetworking-plugins nftables iptables conntr
 
 ##@ Run it
 .PHONY: demo
-demo: deps cluster-bin ## A cluster, Candela, two sample models and a streamed chat, on this machine
-	@$(CARGO) build --release --workspace --bins
-	@$(XTASK) image
+demo: deps cluster-bin images ## A cluster, Candela, two sample models and a streamed chat, on this machine
 	@$(XTASK) demo up
 
 .PHONY: demo-down
 demo-down: ## Remove everything that `make demo` started
-	@$(XTASK) demo down
+	@if [ -x $(CLUSTER) ]; then $(CLUSTER) down --name demo; fi
 
 ##@ Prove it
 # Order: what fails fastest first; what needs binaries and images after the one build; clippy compiles the
 # dependencies a second time, for their types only, and so comes last.
-TEST_PHASES := deps fmt venv cluster-bin rust-build check images rust-test go-test python-test clippy
+TEST_PHASES := deps fmt venv cluster-bin bins check images rust-build rust-test go-test python-test clippy
 .PHONY: test
 test: ## Everything that CI runs; prints seconds per phase
 	@mkdir -p $(LOGS); : > $(LOGS)/phases; rm -f $(LOGS)/*-test.log; all=$$SECONDS; \
@@ -87,7 +89,7 @@ clippy:
 	@$(CARGO) clippy $(RUST) --all-targets -- --deny warnings
 
 .PHONY: rust-build
-rust-build: # Binaries and test programs in one go: the features of dependencies are the same for both.
+rust-build: # Test programs, and the programs that tests start.
 	@$(CARGO) build $(RUST) --all-targets
 
 .PHONY: rust-test
@@ -96,7 +98,8 @@ rust-test:
 
 .PHONY: go-test
 go-test: cluster-bin
-	@mkdir -p $(LOGS); cd tests/cluster && go vet ./... && go test -v -timeout 20m ./... 2>&1 | tee $(CURDIR)/$(LOGS)/go-test.log
+	@mkdir -p $(LOGS); cd tests/cluster && go vet ./... && \
+	  CANDELA_CLUSTER_E2E=$(CURDIR)/$(CLUSTER) go test -v -timeout 20m ./... 2>&1 | tee $(CURDIR)/$(LOGS)/go-test.log
 
 .PHONY: python-test
 python-test: venv # Public clients, unmodified, against our processes; they find the binaries in target/release.
@@ -105,21 +108,24 @@ python-test: venv # Public clients, unmodified, against our processes; they find
 	else echo "there are no Python tests"; fi
 
 .PHONY: check
-check: ## Generated files are clean, no file is too long or orphaned, every crate takes the lints
+check: bins ## Generated files are clean, no file is too long or orphaned, every crate takes the lints
 	@$(XTASK) check
 
 .PHONY: prove
-prove: rust-build images cluster-bin ## The long proofs (resumable; raw results under docs/proofs/)
-	@CANDELA_PROVE=1 $(CARGO) test $(RUST) -p candela-tests -- --include-ignored --test-threads 1
+prove: images cluster-bin ## The long proofs (resumable; raw results under docs/proofs/)
+	@CANDELA_PROVE=1 $(CARGO) test $(RUST) $(SYSTEM_TESTS) -- --include-ignored --test-threads 1
+	@cd tests/cluster && CANDELA_CLUSTER_E2E=$(CURDIR)/$(CLUSTER) CANDELA_CLUSTER_E2E_ADDONS=1 go test -v -timeout 30m ./e2e/...
 
 ##@ Make it
 .PHONY: build
-build: deps cluster-bin ## Binaries, images and the test cluster's binary
-	@$(CARGO) build --release --workspace --bins
-	@$(XTASK) image
+build: deps cluster-bin images ## Binaries, images and the test cluster's binary
+
+.PHONY: bins
+bins: # What ships, and xtask.
+	@$(CARGO) build $(SHIPPED)
 
 .PHONY: images
-images: ## OCI images of operator and server under target/images
+images: bins ## OCI images of operator and server under target/images
 	@$(XTASK) image
 
 .PHONY: cluster-bin
@@ -128,7 +134,7 @@ cluster-bin: ## Kubernetes, etcd and CoreDNS in one binary: target/cluster/cande
 	@cd tests/cluster && go build -ldflags='-s -w $(GO_VERSION_FLAGS)' -o $(CURDIR)/$(CLUSTER) .
 
 .PHONY: gen
-gen: ## Write the generated files: CRDs, RBAC, tables of the documentation
+gen: bins ## Write the generated files: CRDs, RBAC, tables of the documentation
 	@$(XTASK) gen
 
 .PHONY: golden
