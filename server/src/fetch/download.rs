@@ -210,12 +210,12 @@ impl Download<'_> {
             }
             length(headers)
         };
-        if let (Some(total), Some(known)) = (total, self.file.size_bytes) {
-            if total != known {
-                self.restart(part)?;
-                let message = format!("`{}` has {total} bytes, its source announced {known}", self.file.name);
-                return Err(Failure::passing(message));
-            }
+        if let (Some(total), Some(known)) = (total, self.file.size_bytes)
+            && total != known
+        {
+            self.restart(part)?;
+            let message = format!("`{}` has {total} bytes, its source announced {known}", self.file.name);
+            return Err(Failure::passing(message));
         }
         if let Some(etag) = &etag {
             // Before the bytes that it stands for.

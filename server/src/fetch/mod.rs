@@ -284,10 +284,10 @@ fn is_weights(name: &str) -> bool {
 fn digest(files: &[FileFacts]) -> String {
     use sha2::{Digest, Sha256};
     let mut weights: Vec<_> = files.iter().filter(|file| is_weights(&file.name)).collect();
-    if let [only] = weights[..] {
-        if only.name.ends_with(".gguf") {
-            return only.sha256.clone();
-        }
+    if let [only] = weights[..]
+        && only.name.ends_with(".gguf")
+    {
+        return only.sha256.clone();
     }
     weights.sort_by(|a, b| a.name.cmp(&b.name));
     let list: String = weights.iter().map(|file| format!("{}  {}\n", file.sha256, file.name)).collect();
