@@ -226,7 +226,14 @@ impl Processes {
 /// read when a create meets it, and again from time to time.
 #[derive(Debug, Default)]
 pub struct Foreign {
-    seen: Mutex<BTreeMap<(OwnedKind, Key), (Arc<Raw>, Instant)>>,
+    seen: Mutex<BTreeMap<(OwnedKind, Key), Look>>,
+}
+
+/// What was read, and when.
+#[derive(Debug)]
+struct Look {
+    object: Arc<Raw>,
+    at: Instant,
 }
 
 impl Foreign {
@@ -234,7 +241,8 @@ impl Foreign {
     pub const REFRESH: Duration = Duration::from_secs(30);
 
     pub fn set(&self, kind: OwnedKind, key: Key, object: Raw) {
-        self.seen.lock().insert((kind, key), (Arc::new(object), Instant::now()));
+        let look = Look { object: Arc::new(object), at: Instant::now() };
+        self.seen.lock().insert((kind, key), look);
     }
 
     pub fn remove(&self, kind: OwnedKind, key: &Key) {
@@ -258,8 +266,8 @@ impl Foreign {
                 other.namespace == key.namespace
                     && (other.name == key.name || other.name.starts_with(&prefix))
             })
-            .map(|((kind, other), (object, at))| {
-                (*kind, other.clone(), Arc::clone(object), at.elapsed() >= Self::REFRESH)
+            .map(|((kind, other), look)| {
+                (*kind, other.clone(), Arc::clone(&look.object), look.at.elapsed() >= Self::REFRESH)
             })
             .collect()
     }

@@ -161,7 +161,7 @@ impl Elector {
         let duration = spec
             .lease_duration_seconds
             .and_then(|secs| u64::try_from(secs).ok())
-            .map_or(self.config.duration.into(), Duration::from_secs);
+            .map_or_else(|| self.config.duration.into(), Duration::from_secs);
         let free = holder.is_none()
             || holder.as_deref() == Some(self.identity.as_str())
             || now.duration_since(seen.since) >= duration;

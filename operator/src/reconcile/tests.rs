@@ -137,7 +137,6 @@ async fn failures_come_back_later_and_later_until_one_pass_succeeds() {
 
 #[tokio::test]
 async fn a_panic_over_one_resource_is_an_error_of_that_resource() {
-    #[expect(clippy::panic, reason = "this is what is tested")]
     let result = isolated(async { panic!("index {} out of range", 7) }).await;
     let error = result.expect_err("it panicked");
     assert!(matches!(&error, Error::Panicked(text) if text == "index 7 out of range"), "{error}");
