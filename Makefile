@@ -25,9 +25,11 @@ endif
 
 CARGO := cargo
 # All Rust is built with one profile. What ships is built without the tests' crate: that one turns on the operator's
-# planted bugs, and Cargo would give the features that tests want to everything built beside them.
+# planted bugs, and Cargo would give the features that tests want to everything built beside them. `make test` builds
+# the other crates' tests along with what ships: the same features for both, so that nothing is compiled twice.
 RUST := --release --workspace
-SHIPPED := --release --workspace --exclude candela-tests --bins
+TARGETS ?= --bins
+SHIPPED := --release --workspace --exclude candela-tests
 XTASK := target/release/xtask
 
 KUBERNETES_VERSION := v1.35.0
@@ -59,6 +61,7 @@ demo-down: ## Remove everything that `make demo` started
 # dependencies a second time, for their types only, and so comes last.
 TEST_PHASES := deps fmt venv cluster-bin bins check images rust-build rust-test go-test python-test clippy
 .PHONY: test
+test: export TARGETS := --all-targets
 test: ## Everything that CI runs; prints seconds per phase
 	@mkdir -p $(LOGS); : > $(LOGS)/phases; rm -f $(LOGS)/*-test.log; all=$$SECONDS; \
 	for phase in $(TEST_PHASES); do \
@@ -122,7 +125,7 @@ build: deps cluster-bin images ## Binaries, images and the test cluster's binary
 
 .PHONY: bins
 bins: # What ships, and xtask.
-	@$(CARGO) build $(SHIPPED)
+	@$(CARGO) build $(SHIPPED) $(TARGETS)
 
 .PHONY: images
 images: bins ## OCI images of operator and server under target/images
