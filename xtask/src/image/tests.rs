@@ -79,6 +79,18 @@ fn an_unknown_library_is_refused_with_the_way_out() {
     assert_eq!(stage::package_of("libgcc_s.so.1").ok(), Some("libgcc-s1"));
 }
 
+#[test]
+fn a_binary_with_planted_bugs_is_refused() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (clean, planted) = (folder.path().join("clean"), folder.path().join("planted"));
+    fs::write(&clean, b"\x7fELF\0candela")?;
+    fs::write(&planted, b"\x7fELF\0CANDELA_PLANTED_BUG\0")?;
+    refuse_planted_bugs(&clean)?;
+    let error = refuse_planted_bugs(&planted).expect_err("it is refused");
+    assert!(error.to_string().contains("make bins"), "{error}");
+    Ok(())
+}
+
 /// The real images, made again from the same binaries, in another folder.
 #[test]
 fn images_assembled_twice_from_the_same_binaries_have_the_same_digest() -> Result<()> {
