@@ -19,7 +19,7 @@ const TOO_LONG: usize = 700;
 const SOURCE_EXTENSIONS: [&str; 3] = ["rs", "go", "py"];
 
 /// Checks the files that git knows or would add.
-pub fn tree() -> Result<()> {
+pub(crate) fn tree() -> Result<()> {
     let root = workspace_root()?;
     let files = files(&root)?;
     let mut faults = long_files(&root, &files)?;

@@ -18,7 +18,7 @@ use self::{cluster::Cluster, progress::Progress};
 use crate::image::{target_dir, workspace_root};
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     #[arg(value_enum)]
     action: Action,
     /// Name of the demo's cluster; its state is in `target/cluster/NAME`.
@@ -41,7 +41,7 @@ const QUESTION: &str = "What is the capital of France?";
 const OPERATOR_DEADLINE: Duration = Duration::from_secs(120);
 const MODEL_DEADLINE: Duration = Duration::from_secs(180);
 
-pub fn run(args: Args) -> Result<()> {
+pub(crate) fn run(args: Args) -> Result<()> {
     let cluster = Cluster::new(&target_dir()?.join("cluster"), &args.name)?;
     match args.action {
         Action::Down => cluster.down(),

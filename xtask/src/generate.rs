@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Root of the repository.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/.."))]
     root: PathBuf,
@@ -21,7 +21,7 @@ struct Generated {
     text: String,
 }
 
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     for file in generated()? {
         let path = args.root.join(&file.path);
         if read(&path)? == file.text {
@@ -36,7 +36,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub fn check(args: Args) -> anyhow::Result<()> {
+pub(crate) fn check(args: Args) -> anyhow::Result<()> {
     let mut stale = Vec::new();
     for file in generated()? {
         if read(&args.root.join(&file.path))? != file.text {

@@ -19,15 +19,15 @@ use self::{layer::Layer, layout::ImageConfig};
 
 /// What is built: one image per binary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Component {
+pub(crate) enum Component {
     Operator,
     Server,
 }
 
 impl Component {
-    pub const ALL: [Self; 2] = [Self::Operator, Self::Server];
+    pub(crate) const ALL: [Self; 2] = [Self::Operator, Self::Server];
 
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Operator => "operator",
             Self::Server => "server",
@@ -52,7 +52,7 @@ impl Component {
 }
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Images to build; all of them if none is named.
     #[arg(value_enum)]
     components: Vec<Component>,
@@ -72,7 +72,7 @@ pub struct Args {
     refresh: bool,
 }
 
-pub fn run(args: Args) -> Result<()> {
+pub(crate) fn run(args: Args) -> Result<()> {
     let target = target_dir()?;
     let binaries = args.binaries.unwrap_or_else(|| target.join("release"));
     let out = args.out.unwrap_or_else(|| target.join("images"));
@@ -150,7 +150,7 @@ fn build(
 }
 
 /// Cargo's output folder of this workspace.
-pub fn target_dir() -> Result<PathBuf> {
+pub(crate) fn target_dir() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("CARGO_TARGET_DIR").filter(|dir| !dir.is_empty()) {
         return Ok(dir.into());
     }
@@ -158,7 +158,7 @@ pub fn target_dir() -> Result<PathBuf> {
 }
 
 /// The folder with the workspace's `Cargo.lock`, from wherever in it the command runs.
-pub fn workspace_root() -> Result<PathBuf> {
+pub(crate) fn workspace_root() -> Result<PathBuf> {
     let here = std::env::current_dir().context("failed to read the working directory")?;
     here.ancestors()
         .find(|dir| dir.join("Cargo.lock").is_file())
