@@ -2,5 +2,8 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
+pub mod cluster;
 pub mod conformance;
 pub mod fake;
+pub mod proxy;
+pub mod sim;

@@ -32,6 +32,12 @@ impl Normalizer {
     }
 
     fn object(&mut self, object: &mut Value) {
+        let whole = object.clone();
+        for manager in
+            object.pointer_mut("/metadata/managedFields").and_then(Value::as_array_mut).into_iter().flatten()
+        {
+            only_present(&mut manager["fieldsV1"], &whole);
+        }
         if let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) {
             self.metadata(meta);
         }
@@ -67,6 +73,34 @@ impl Normalizer {
             });
         }
     }
+}
+
+/// Ownership of fields that the object does not have says nothing to anybody, and the servers differ in it: an applied
+/// empty map stays owned on the real one.
+fn only_present(fields: &mut Value, object: &Value) {
+    let Some(map) = fields.as_object_mut() else { return };
+    map.retain(|key, below| match key.strip_prefix("f:") {
+        Some(name) => match object.get(name) {
+            Some(value) if value.as_object().is_some_and(Map::is_empty) => false,
+            Some(value) => {
+                let had = below.as_object().is_some_and(|b| !b.is_empty());
+                only_present(below, value);
+                !had || below.as_object().is_some_and(|b| !b.is_empty())
+            }
+            None => false,
+        },
+        None => {
+            if let Some(item) = key.strip_prefix("k:").and_then(|key| item_of(object, key)) {
+                only_present(below, &item);
+            }
+            true
+        }
+    });
+}
+
+fn item_of(list: &Value, key: &str) -> Option<Value> {
+    let key: Map<String, Value> = serde_json::from_str(key).ok()?;
+    list.as_array()?.iter().find(|item| key.iter().all(|(k, v)| item.get(k) == Some(v))).cloned()
 }
 
 /// Of a refusal: code, reason and the fields it is about. The words are the server's own.

@@ -35,10 +35,13 @@ pub fn fill(kind: &Kind, object: &mut Value, crd: &Value) {
         }
         "Pod" => {
             pod_spec(at(object, "spec"));
+            each(at(object, "spec"), "containers", requests);
+            each(at(object, "spec"), "initContainers", requests);
             put(at(object, "status"), "phase", json!("Pending"));
             put(at(object, "status"), "qosClass", json!("BestEffort"));
         }
         "Service" => service(at(object, "spec")),
+        "Lease" => put(object, "spec", json!({})),
         "Secret" => put(object, "type", json!("Opaque")),
         "NetworkPolicy" => network_policy(at(object, "spec")),
         "PersistentVolumeClaim" => {
@@ -169,7 +172,15 @@ fn container(container: &mut Value) {
             }
         }
     }
-    // A limit is also the request, where no request is given.
+    each(container, "env", |env| {
+        if let Some(field) = env.pointer_mut("/valueFrom/fieldRef") {
+            put(field, "apiVersion", json!("v1"));
+        }
+    });
+}
+
+/// A limit is also the request, where no request is given; in pods, not in templates.
+fn requests(container: &mut Value) {
     let limits =
         container.pointer("/resources/limits").and_then(Value::as_object).cloned().unwrap_or_default();
     if !limits.is_empty() {
@@ -178,11 +189,6 @@ fn container(container: &mut Value) {
             put(requests, &name, value);
         }
     }
-    each(container, "env", |env| {
-        if let Some(field) = env.pointer_mut("/valueFrom/fieldRef") {
-            put(field, "apiVersion", json!("v1"));
-        }
-    });
 }
 
 fn service(spec: &mut Value) {
@@ -229,6 +235,34 @@ pub fn keep_allocated(kind: &Kind, old: &Value, new: &mut Value) {
                 put(at(new, "spec"), field, value.clone());
             }
         }
+    }
+}
+
+/// Empty lists and maps that the typed server does not write out.
+pub fn drop_empty(value: &mut Value) {
+    const MAPS: [&str; 10] = [
+        "data",
+        "binaryData",
+        "stringData",
+        "nodeSelector",
+        "annotations",
+        "labels",
+        "limits",
+        "requests",
+        "matchLabels",
+        "selector",
+    ];
+    match value {
+        Value::Object(map) => {
+            map.values_mut().for_each(drop_empty);
+            map.retain(|name, value| match value {
+                Value::Array(list) => !list.is_empty(),
+                Value::Object(inner) => !inner.is_empty() || !MAPS.contains(&name.as_str()),
+                _ => true,
+            });
+        }
+        Value::Array(list) => list.iter_mut().for_each(drop_empty),
+        _ => {}
     }
 }
 

@@ -56,7 +56,7 @@ impl Rule {
 }
 
 impl On {
-    fn matches(&self, verb: &str, target: &Target) -> bool {
+    pub(super) fn matches(&self, verb: &str, target: &Target) -> bool {
         let kind = target.kind.kind;
         let verb_ok = if self.verbs.is_empty() {
             matches!(verb, "create" | "update" | "patch" | "delete" | "deletecollection")

@@ -126,7 +126,7 @@ impl FieldSet {
         for (element, set) in &self.children {
             let next = match element.split_once(':') {
                 Some(("f", name)) => format!("{prefix}.{name}"),
-                Some(("k", key)) => format!("{prefix}[{key}]"),
+                Some(("k", key)) => format!("{prefix}[{}]", spoken_key(key)),
                 Some(("v", value)) => format!("{prefix}[={value}]"),
                 _ => format!("{prefix}[{element}]"),
             };
@@ -162,6 +162,12 @@ impl FieldSet {
     }
 }
 
+/// `port=80,protocol="TCP"` from `{"port":80,"protocol":"TCP"}`.
+fn spoken_key(key: &str) -> String {
+    let fields: Map<String, Value> = serde_json::from_str(key).unwrap_or_default();
+    fields.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(",")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,10 +178,7 @@ mod tests {
         let written = json!({"f:data": {".": {}, "f:a": {}}, "f:spec": {"f:ports": {"k:{\"port\":80}": {".": {}, "f:port": {}}}}});
         let set = FieldSet::from_json(&written);
         assert_eq!(set.to_json(), written);
-        assert_eq!(
-            set.paths(),
-            [".data", ".data.a", ".spec.ports[{\"port\":80}]", ".spec.ports[{\"port\":80}].port"]
-        );
+        assert_eq!(set.paths(), [".data", ".data.a", ".spec.ports[port=80]", ".spec.ports[port=80].port"]);
     }
 
     #[test]

@@ -61,10 +61,11 @@ fn collect(
         (Shape::Struct | Shape::Map, Value::Object(map)) if !map.is_empty() => {
             for (name, child) in map {
                 path.push(field_key(name));
-                if shape == Shape::Map || is_empty(Some(child)) {
+                let is_empty_object = child.as_object().is_some_and(Map::is_empty);
+                if shape == Shape::Map || child.is_null() || is_empty_object {
                     out.insert(path);
                 }
-                if !is_empty(Some(child)) {
+                if !child.is_null() && !is_empty_object {
                     collect(place.field(name), child, path, out)?;
                 }
                 path.pop();
@@ -80,6 +81,8 @@ fn collect(
                 path.pop();
             }
         }
+        // An empty keyed list has no items to own.
+        (Shape::ListMap(_) | Shape::Set, _) => {}
         _ => out.insert(path),
     }
     Ok(())

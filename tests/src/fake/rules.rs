@@ -146,6 +146,9 @@ impl Store {
             );
             return Err(ApiError::invalid(kind, name, "metadata.name", &why));
         }
+        if kind.kind == "Service" && new["spec"]["ports"].as_array().is_none_or(Vec::is_empty) {
+            return Err(ApiError::invalid(kind, name, "spec.ports", "Required value"));
+        }
         if matches!(kind.kind, "Deployment" | "ReplicaSet") {
             let selector = &new["spec"]["selector"];
             if old.is_some_and(|old| old["spec"]["selector"] != *selector) {
@@ -215,6 +218,14 @@ impl Store {
     /// The body as the server's types hold it: nulls gone, unknown custom fields pruned, defaults in.
     pub(super) fn typed(&self, kind: &Kind, mut object: Value) -> Value {
         defaults::drop_nulls(&mut object);
+        if !kind.is_custom() {
+            defaults::drop_empty(&mut object);
+            // Statuses are structs, not pointers: they are written out before anybody sets them.
+            let empty = kind.empty();
+            if let (true, Some(status)) = (object["status"].is_null(), empty.get("status")) {
+                object["status"] = status.clone();
+            }
+        }
         if let (true, Some(properties)) = (kind.is_custom(), self.crd["properties"].as_object()) {
             for (name, value) in object.as_object_mut().into_iter().flatten() {
                 if let (false, Some(schema)) = (name == "metadata", properties.get(name)) {
@@ -243,6 +254,7 @@ impl Store {
             api_version: kind.api_version(),
             now: now(),
             resets: resets(kind, target.subresource.as_deref()),
+            empty: kind.empty(),
         }
     }
 
@@ -252,10 +264,16 @@ impl Store {
         key: &Key,
         live: &Value,
         new: &Value,
+        by_patch: bool,
     ) -> Result<(), ApiError> {
         let want_uid = text(new, "/metadata/uid").filter(|u| !u.is_empty());
         let live_uid = text(live, "/metadata/uid").unwrap_or_default();
         if let Some(uid) = want_uid.filter(|uid| *uid != live_uid) {
+            // A PUT takes the uid as a precondition, a patch only as a field that must not change.
+            if by_patch {
+                let why = format!("Invalid value: \"{uid}\": field is immutable");
+                return Err(ApiError::invalid(kind, &key.name, "metadata.uid", &why));
+            }
             let why =
                 format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {live_uid}");
             return Err(ApiError::conflict(kind, &key.name, &why));
@@ -274,6 +292,7 @@ pub(super) struct OwnedActor {
     api_version: String,
     now: String,
     resets: &'static [&'static str],
+    empty: Value,
 }
 
 impl OwnedActor {
@@ -284,6 +303,7 @@ impl OwnedActor {
             api_version: &self.api_version,
             now: &self.now,
             resets: self.resets,
+            empty: &self.empty,
         }
     }
 }

@@ -34,6 +34,8 @@ impl<'a> Place<'a> {
     pub fn field(self, name: &'a str) -> Place<'a> {
         match self {
             Place::Builtin { kind, .. } => Place::Builtin { kind, field: Some(name) },
+            // The schema of a custom kind leaves metadata to the server.
+            Place::OpenApi(_) if name == "metadata" => Place::Builtin { kind: "", field: Some(name) },
             Place::OpenApi(node) => node
                 .get("properties")
                 .and_then(|p| p.get(name))

@@ -1,6 +1,7 @@
 //! The server as clients meet it: a `tower::Service`, with a log of every request.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,14 +15,15 @@ use http_body_util::{BodyExt, Full};
 use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tower::Service;
 
 use super::answer::ApiError;
 use super::discovery;
-use super::faults::{Fault, Faults, Rule};
+use super::faults::{Fault, Faults, On, Rule};
 use super::registry::{KINDS, Kind};
 use super::route::{self, Route, Target};
-use super::store::{Key, Store};
+use super::store::{Event, Key, Store};
 use super::verbs::{Writer, Written};
 use super::watch::WatchStream;
 
@@ -40,6 +42,8 @@ pub struct Record {
     pub committed: bool,
     /// Body of a write or options of a delete.
     pub body: Value,
+    /// When, on the clock of the runtime.
+    pub at: Instant,
 }
 
 impl Record {
@@ -53,8 +57,23 @@ impl Record {
     }
 }
 
+/// Something that happens just before a request is handled.
+struct Interruption {
+    client: String,
+    on: On,
+    nth: u64,
+    act: Box<dyn FnOnce(&FakeCluster) + Send>,
+}
+
+impl fmt::Debug for Interruption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "before request {} of {} on {:?}", self.nth, self.client, self.on)
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Inner {
+    interruptions: Vec<Interruption>,
     pub store: Store,
     pub faults: Faults,
     pub log: Vec<Record>,
@@ -119,6 +138,31 @@ impl FakeCluster {
         self.disturb(|faults| faults.add(rule));
     }
 
+    /// Lets something happen just before the nth matching request of a client is handled.
+    pub fn interrupt(&self, client: &str, on: On, nth: u64, act: impl FnOnce(&FakeCluster) + Send + 'static) {
+        let entry = Interruption { client: client.to_owned(), on, nth, act: Box::new(act) };
+        self.lock().interruptions.push(entry);
+    }
+
+    fn due_interruptions(&self, client: &str, verb: &str, target: &Target) -> Vec<Interruption> {
+        let mut inner = self.lock();
+        let mut due = Vec::new();
+        let mut waiting = Vec::new();
+        for mut entry in std::mem::take(&mut inner.interruptions) {
+            if entry.client == client && entry.on.matches(verb, target) {
+                entry.nth -= 1;
+            }
+            if entry.nth == 0 { due.push(entry) } else { waiting.push(entry) }
+        }
+        inner.interruptions = waiting;
+        due
+    }
+
+    /// Everything that was ever stored, in order.
+    pub fn history(&self) -> Vec<Event> {
+        self.lock().store.history.clone()
+    }
+
     /// Stops a client's watches and pins what its caches may read to this moment.
     pub fn freeze(&self, client: &str) {
         let rv = self.version();
@@ -153,6 +197,11 @@ impl FakeCluster {
 
     pub fn log(&self) -> Vec<Record> {
         self.lock().log.clone()
+    }
+
+    /// How many requests were like that.
+    pub fn count(&self, like: impl Fn(&Record) -> bool) -> usize {
+        self.lock().log.iter().filter(|record| like(record)).count()
     }
 
     /// A mark in the log, for [`FakeCluster::since`].
@@ -252,6 +301,9 @@ impl FakeCluster {
                 Err(error) => Answer::error(&error),
             };
         }
+        for entry in self.due_interruptions(client, verb, &target) {
+            (entry.act)(self);
+        }
         let mut inner = self.lock();
         if inner.faults.link(client).dead {
             return Answer::Broken;
@@ -307,6 +359,7 @@ impl FakeCluster {
             code,
             committed: false,
             body: Value::Null,
+            at: Instant::now(),
         };
         self.lock().log.push(entry);
     }
@@ -346,6 +399,7 @@ fn record(
         code,
         committed,
         body,
+        at: Instant::now(),
     }
 }
 
@@ -370,7 +424,7 @@ fn dispatch(
         Some(_) => return missing(),
     }
     let manager = manager_of(target, request);
-    let writer = Writer { manager: &manager };
+    let writer = Writer { manager: &manager, patches: request.method() == Method::PATCH };
     let body = parse_body(request);
     let content = request.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default();
     match (request.method().as_str(), &target.name) {

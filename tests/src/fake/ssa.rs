@@ -41,6 +41,8 @@ pub struct Actor<'a> {
     pub now: &'a str,
     /// Fields that this endpoint resets, and so nobody owns through it: `f:status` on the main resource.
     pub resets: &'a [&'a str],
+    /// What an object of the kind is before anybody sets a field.
+    pub empty: &'a Value,
 }
 
 impl Actor<'_> {
@@ -187,6 +189,11 @@ fn take(
 /// Ownership after a plain write of `new` over `old`.
 pub fn update(place: Place<'_>, old: &Value, new: &mut Value, actor: &Actor<'_>) -> Result<(), Refused> {
     let mut managers = read_managers(old);
+    // An object without owners stays so until somebody applies.
+    if managers.is_empty() && old.pointer("/metadata/uid").is_some() {
+        write_managers(new, &managers);
+        return Ok(());
+    }
     let (old, plain) = (without_managers(old), without_managers(new));
     let mut me = actor.entry(Operation::Update, FieldSet::default());
     let found = take(place, &old, &plain, &mut managers, &me, true)?;
@@ -219,6 +226,14 @@ pub fn apply(
     force: bool,
 ) -> Result<Value, Refused> {
     let mut managers = read_managers(live);
+    if managers.is_empty() && live.pointer("/metadata/uid").is_some() {
+        // The first apply on an object without owners keeps what is there from being taken for nobody's.
+        let mut fields = merge::compare(place, actor.empty, &without_managers(live))?;
+        fields.added = fields.added.union(&fields.modified);
+        strip_meta(&mut fields.added);
+        let before = Actor { manager: "before-first-apply", subresource: None, ..actor.clone() };
+        managers.push(before.entry(Operation::Update, fields.added));
+    }
     let live = without_managers(live);
     let merged = merge::merge(place, Some(&live), Some(config))?;
     let mut fields = merge::field_set(place, config)?;

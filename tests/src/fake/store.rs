@@ -1,6 +1,6 @@
 //! Objects, their history and the counters. Every change goes through [`Store::commit`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
@@ -59,6 +59,11 @@ pub struct Store {
     pub(super) rv: u64,
     pub(super) compacted: u64,
     serial: u64,
+    /// Custom objects as created: defaults of the schema are added on reading, and stored by the first update, which
+    /// therefore is a change even if it changes nothing.
+    pub(super) fresh: BTreeSet<Key>,
+    /// The object that is being created gets no field owners.
+    pub(super) unowned: bool,
     /// OpenAPI schema of the custom kind.
     pub(super) crd: Value,
 }

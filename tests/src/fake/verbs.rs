@@ -22,6 +22,8 @@ type Outcome = Result<Written, ApiError>;
 /// Who writes: the field manager, from the query or the user agent.
 pub struct Writer<'a> {
     pub manager: &'a str,
+    /// The request is a patch, not a PUT.
+    pub patches: bool,
 }
 
 impl Store {
@@ -57,6 +59,14 @@ impl Store {
         self.insert(target, &key, object, serial)
     }
 
+    /// Nobody comes to own the fields of an object that a PUT created.
+    fn create_by_put(&mut self, target: &Target, body: Value, writer: &Writer<'_>) -> Outcome {
+        self.unowned = true;
+        let written = self.create(target, body, writer);
+        self.unowned = false;
+        written
+    }
+
     fn insert(&mut self, target: &Target, key: &Key, mut object: Value, serial: u64) -> Outcome {
         let kind = target.kind;
         self.validate(kind, &key.name, None, &object)?;
@@ -66,6 +76,12 @@ impl Store {
             object["metadata"]["generation"] = json!(1);
         }
         defaults::allocate(kind, &mut object, serial);
+        if self.unowned {
+            ssa::write_managers(&mut object, &[]);
+        }
+        if kind.is_custom() && !target.dry_run() {
+            self.fresh.insert(key.clone());
+        }
         if target.dry_run() {
             return Ok(Written { code: 201, body: object, committed: false });
         }
@@ -84,9 +100,18 @@ impl Store {
             return self.scale(target, &body, writer);
         }
         let name = text(&body, "/metadata/name").unwrap_or_default().to_owned();
-        self.check_body(target, &name, &mut body)?;
+        let key = self.check_body(target, &name, &mut body)?;
+        // These two kinds are created by a PUT on a name that is free.
+        if target.subresource.is_none()
+            && matches!(target.kind.kind, "Service" | "Lease")
+            && self.get(&key).is_none()
+        {
+            return self.create_by_put(target, body, writer);
+        }
         let (key, live) = self.live(target)?;
-        if target.kind.is_custom() && text(&body, "/metadata/resourceVersion").is_none_or(str::is_empty) {
+        let conditional =
+            target.kind.is_custom() || matches!(target.kind.kind, "PodDisruptionBudget" | "Lease");
+        if conditional && text(&body, "/metadata/resourceVersion").is_none_or(str::is_empty) {
             let why = "Invalid value: 0: must be specified for an update";
             return Err(ApiError::invalid(target.kind, &name, "metadata.resourceVersion", why));
         }
@@ -103,7 +128,7 @@ impl Store {
         writer: &Writer<'_>,
     ) -> Outcome {
         let kind = target.kind;
-        self.check_versions(kind, key, live, &new)?;
+        self.check_versions(kind, key, live, &new, writer.patches)?;
         set_server_metadata(Some(live), &mut new);
         confine(kind, target.subresource.as_deref(), live, &mut new);
         defaults::keep_allocated(kind, live, &mut new);
@@ -126,6 +151,13 @@ impl Store {
             new["metadata"]["generation"] = json!(generation + u64::from(changed));
         }
         let being_deleted = text(live, "/metadata/deletionTimestamp").is_some();
+        let before = live["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+        let added =
+            new["metadata"]["finalizers"].as_array().is_some_and(|f| f.iter().any(|f| !before.contains(f)));
+        if being_deleted && added {
+            let why = "Forbidden: no new finalizers can be added if the object is being deleted";
+            return Err(ApiError::invalid(kind, &key.name, "metadata.finalizers", why));
+        }
         let held = new["metadata"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());
         if target.dry_run() {
             return Ok(Written { code: 200, body: new, committed: false });
@@ -134,7 +166,7 @@ impl Store {
             self.commit(kind, key, None);
             return Ok(Written { code: 200, body: new, committed: true });
         }
-        if new == *live {
+        if !self.fresh.remove(key) && new == *live {
             return Ok(Written { code: 200, body: new, committed: false });
         }
         Ok(Written { code: 200, body: self.commit(kind, key, Some(new)), committed: true })
@@ -201,7 +233,7 @@ impl Store {
             let object = self.typed(kind, without(&object, &["status"]));
             return self.insert(target, &key, object, serial);
         };
-        self.check_versions(kind, &key, &live, &config)?;
+        self.check_versions(kind, &key, &live, &config, true)?;
         let mut new = ssa::apply(kind.place(&self.crd), &live, &config, &actor.borrow(), force)
             .map_err(|e| refused(kind, &name, e))?;
         set_server_metadata(Some(&live), &mut new);
@@ -257,10 +289,21 @@ impl Store {
             _ => None,
         };
         let mut finalizers = live["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+        // Each delete says anew what becomes of dependents.
+        finalizers.retain(|f| f != "foregroundDeletion" && f != "orphan");
         if let Some(hold) = hold.filter(|hold| !finalizers.contains(&json!(hold))) {
             finalizers.push(json!(hold));
         }
         let is_namespace = kind.kind == "Namespace";
+        let had = live["metadata"]["finalizers"].as_array().map_or(0, Vec::len);
+        if finalizers.is_empty() && had > 0 && wanted.get("resourceVersion").is_some() && !target.dry_run() {
+            // The finalizers are taken off first, which moves the version away from the one that was stated.
+            if let Some(meta) = live["metadata"].as_object_mut() {
+                meta.remove("finalizers");
+            }
+            self.commit(kind, &key, Some(live));
+            return Err(ApiError::stale(kind, &key.name));
+        }
         if target.dry_run() {
             return Ok(Written { code: 200, body: answer::deleted(kind, &key.name, &uid), committed: false });
         }
@@ -333,6 +376,9 @@ fn scale_of(target: &Target, object: &Value) -> Result<Value, ApiError> {
         "spec": {"replicas": replicas},
         "status": {"replicas": object["status"]["replicas"].as_i64().unwrap_or(0)},
     });
+    if replicas == 0 {
+        out["spec"] = json!({});
+    }
     if !selector.is_empty() {
         out["status"]["selector"] = json!(selector);
     }
