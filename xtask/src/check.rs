@@ -79,9 +79,11 @@ fn orphans(root: &Path, files: &[PathBuf]) -> Result<Vec<String>> {
     let mut reached = BTreeSet::new();
     for manifest in files.iter().filter(|file| file.ends_with("Cargo.toml")) {
         let folder = manifest.parent().unwrap_or_else(|| Path::new(""));
+        let text = fs::read_to_string(root.join(manifest))?;
         for file in &known {
             let Ok(inside) = file.strip_prefix(folder) else { continue };
-            if is_target(inside) {
+            // Where cargo looks by itself, or what the manifest names.
+            if is_target(inside) || text.contains(&format!("path = \"{}\"", inside.display())) {
                 reach(root, file, &known, &mut reached)?;
             }
         }
@@ -192,6 +194,8 @@ mod tests {
             ("a/src/lost.rs", ""),
             ("a/tests/whole.rs", "mod support;"),
             ("a/tests/support/mod.rs", ""),
+            ("b/Cargo.toml", "[[example]]\nname = \"hub\"\npath = \"support/hub_main.rs\""),
+            ("b/support/hub_main.rs", ""),
         ])?;
         let found = orphans(root.path(), &files)?;
         assert_eq!(found, ["a/src/deep.rs: no `mod` names it", "a/src/lost.rs: no `mod` names it"]);
