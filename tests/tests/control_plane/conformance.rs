@@ -9,6 +9,7 @@ const CONCURRENCY: usize = 4;
 
 #[tokio::test]
 async fn random_operations_get_the_same_answers_from_both_servers() {
+    let _turn = crate::TURN.lock().await;
     let wanted = std::env::var("CANDELA_CONFORMANCE_SEQUENCES").ok().and_then(|n| n.parse().ok());
     let n_sequences = wanted.unwrap_or(1_000);
     let first: u64 = std::env::var("CANDELA_CONFORMANCE_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(1);

@@ -16,6 +16,9 @@ use std::sync::OnceLock;
 use candela_tests::cluster::{Cluster, Options};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
+/// The comparison pauses the controller manager, which the crash test needs: one test at a time.
+pub(crate) static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// One control plane for all tests of this program; it ends with the process.
 pub(crate) fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
