@@ -131,8 +131,9 @@ impl Worker {
         drop(chunks);
         for (i, logits) in taking_part.into_iter().zip(logits) {
             if let Some(logits) = logits {
-                running[i].advance(logits, &self.text);
+                // Counted first: whoever hears of a token finds it in the figures.
                 Counters::add(&self.admission.counters.completion_tokens, 1);
+                running[i].advance(logits, &self.text);
             }
         }
         self.admission.counters.steps.fetch_add(1, Ordering::Relaxed);
