@@ -102,7 +102,7 @@ rust-test:
 .PHONY: go-test
 go-test: cluster-bin
 	@mkdir -p $(LOGS); cd tests/cluster && go vet ./... && \
-	  CANDELA_CLUSTER_E2E=$(CURDIR)/$(CLUSTER) go test -v -timeout 20m ./... 2>&1 | tee $(CURDIR)/$(LOGS)/go-test.log
+	  CANDELA_CLUSTER_E2E=$(CURDIR)/$(CLUSTER) go test -v -count=1 -timeout 20m ./... 2>&1 | tee $(CURDIR)/$(LOGS)/go-test.log
 
 .PHONY: python-test
 python-test: venv # Public clients, unmodified, against our processes; they find the binaries in target/release.

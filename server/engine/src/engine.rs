@@ -202,10 +202,10 @@ impl Inner {
         self.admission.advance(Phase::Stopping);
         let handle = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         // A sink may own the last clone: the engine's thread cannot join itself, and ends on its own.
-        if let Some(handle) = handle.filter(|handle| handle.thread().id() != thread::current().id()) {
-            if handle.join().is_err() {
-                tracing::error!("the engine thread ended by a panic");
-            }
+        if let Some(handle) = handle.filter(|handle| handle.thread().id() != thread::current().id())
+            && handle.join().is_err()
+        {
+            tracing::error!("the engine thread ended by a panic");
         }
     }
 }
