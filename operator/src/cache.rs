@@ -285,6 +285,10 @@ impl<T: Entry> Cache<T> {
                 });
                 if newer || same {
                     listed.remove(&key);
+                    if same && let Some(slot) = inner.objects.get_mut(&key) {
+                        // The server has said it: no event will come to confirm the write any more.
+                        slot.written = None;
+                    }
                 } else if !listed.contains_key(&key) {
                     let old = inner.remove(&key);
                     changes.push(Change { old, new: None });

@@ -110,7 +110,7 @@ pub fn spawn(ctx: &Arc<Context>, namespace: Option<&str>, tasks: &mut JoinSet<&'
         let wake = |change: &Change<PartialObjectMeta<Secret>>, _| wake_users_of_secret(&shared, change);
         let cache = &shared.caches.secrets;
         let events = watcher(secrets, Config::default());
-        follow(&shared, "Secret", events, cache, without_managed_fields, wake).await
+        follow(&shared, "Secret", events, cache, marks_of_secret, wake).await
     });
 
     let claims: Api<PartialObjectMeta<PersistentVolumeClaim>> = api(&client, namespace);
@@ -207,6 +207,18 @@ fn dynamic(client: &Client, namespace: Option<&str>, kind: &ApiResource) -> Api<
 
 fn without_managed_fields<K: Resource>(mut object: K) -> K {
     object.meta_mut().managed_fields = None;
+    object
+}
+
+/// What Candela asks of a Secret, and no more: `kubectl apply` leaves a copy of the data in an annotation.
+fn marks_of_secret(mut object: PartialObjectMeta<Secret>) -> PartialObjectMeta<Secret> {
+    object.metadata.managed_fields = None;
+    object.metadata.labels.get_or_insert_default().retain(|key, _| key == candela_crds::USABLE_LABEL);
+    object
+        .metadata
+        .annotations
+        .get_or_insert_default()
+        .retain(|key, _| key == candela_crds::HOSTS_ANNOTATION);
     object
 }
 

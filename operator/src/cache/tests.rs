@@ -126,3 +126,12 @@ fn names_after_another_are_found_by_whole_parts() {
     names.sort_unstable();
     assert_eq!(names, ["chat", "chat-config"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_a_relist_confirms_needs_no_event_any_more() {
+    let cache = Cache::default();
+    cache.wrote(object("a", "1", 9, "o"));
+    list(&cache, vec![object("a", "1", 9, "o")]);
+    tokio::time::advance(BELIEVED * 2).await;
+    assert!(cache.get(&Key::new("ns", "a")).is_some());
+}
