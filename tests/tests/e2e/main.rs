@@ -1,6 +1,8 @@
 //! Candela on a real node: the operator's and the server's own images, installed by `kubectl apply -k`, asked over a
 //! Service. One cluster for all of it, one namespace for each story.
 
+#![expect(clippy::print_stdout, reason = "the figures of a run are read in its output")]
+
 mod load;
 mod node;
 
