@@ -1,4 +1,5 @@
-//! Clients that never try again: each request that fails is a failure that a user would have seen.
+//! Clients whose own code never tries again. The library beneath does, once, where a kept connection closes before the
+//! request is written (hyper-util's `retry_canceled_requests`, which reqwest leaves on): such a loss is not seen here.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
