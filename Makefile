@@ -44,6 +44,16 @@ VENV := .venv
 REQUIREMENTS := $(wildcard server/tests/requirements.txt server/tests/*/requirements.txt)
 PYTHON_TESTS := $(sort $(dir $(wildcard server/tests/test_*.py server/tests/*/test_*.py)))
 
+# Go of this version, or one that is new enough to fetch it as a module (GOTOOLCHAIN).
+GO_VERSION := $(shell sed -n 's/^go //p' tests/cluster/go.mod)
+GO_FETCHES := 1.21
+# $(call from-debian,PACKAGE,LEAST VERSION,WHAT IT IS): installs it where this Debian has it, or says what to install.
+from-debian = { v=$$(apt-cache policy $(1) 2>/dev/null | sed -n 's/^ *Candidate: \([0-9]*:\)\{0,1\}//p'); \
+	  if [ "$$(id -u)" = 0 ] && [ -n "$$v" ] && [ "$$v" != '(none)' ] && \
+	     [ "$$(printf '%s\n' '$(2)' "$$v" | sort -V | head -n 1)" = '$(2)' ]; then \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends $(1); \
+	  else echo "install $(3)"; exit 1; fi; }
+
 PACKAGES := containerd runc containernetworking-plugins nftables iptables conntrack iproute2 util-linux \
 	buildah gcc g++ make pkg-config curl ca-certificates
 
@@ -136,6 +146,10 @@ cluster-bin: ## Kubernetes, etcd and CoreDNS in one binary: target/cluster/cande
 	@mkdir -p target/cluster
 	@cd tests/cluster && go build -ldflags='-s -w $(GO_VERSION_FLAGS)' -o $(CURDIR)/$(CLUSTER) .
 
+.PHONY: train-demo
+train-demo: bins ## Train the demo model again (niced; resumes; some hours on two cores)
+	@nice -n 10 $(XTASK) train-demo
+
 .PHONY: gen
 gen: bins ## Write the generated files: CRDs, RBAC, tables of the documentation
 	@$(XTASK) gen
@@ -160,8 +174,16 @@ deps: ## Debian packages and the Rust toolchain, if something is missing
 	  if [ "$$(id -u)" != 0 ]; then echo "as root, run: apt-get install -y --no-install-recommends$$missing"; exit 1; fi; \
 	  echo "installing:$$missing"; apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends$$missing; \
 	fi
-	@cargo --version >/dev/null 2>&1 || rustup toolchain install
-	@go version >/dev/null || { echo "Go 1.25 or newer is needed"; exit 1; }
+	@if ! cargo --version >/dev/null 2>&1; then \
+	  command -v rustup >/dev/null || $(call from-debian,rustup,,Rust by rustup (https://rustup.rs)); \
+	  rustup toolchain install; \
+	fi
+	@if ! command -v go >/dev/null; then $(call from-debian,golang-go,$(GO_FETCHES),Go $(GO_VERSION) or newer (https://go.dev/dl)); fi
+	@have=$$(go env GOVERSION | sed 's/^go//'); least=$(GO_VERSION); [ "$$(go env GOTOOLCHAIN)" = local ] || least=$(GO_FETCHES); \
+	  [ "$$(printf '%s\n' "$$least" "$$have" | sort -V | head -n 1)" = "$$least" ] || \
+	  { echo "Go $$have is too old: install Go $(GO_VERSION) or newer (https://go.dev/dl)"; exit 1; }
+	@python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null || \
+	  $(call from-debian,python3-venv,3.9,Python 3.9 or newer with its module venv)
 
 .PHONY: clean
 clean: demo-down ## Remove what was built, and the demo
