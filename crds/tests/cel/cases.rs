@@ -1,20 +1,15 @@
-//! Every CEL rule, evaluated in this process by kube-cel: one object that it lets pass, one that it refuses with its
-//! own message. The real API server gets the same objects in `tests/`.
+//! One object that each CEL rule lets pass and one that it refuses. Evaluated in process by `main.rs` beside this, and
+//! by a real API server in `tests/tests/control_plane/admission.rs`.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-use std::collections::BTreeSet;
-
-use kube_cel::{RootContext, Validator};
 use serde_json::{Value, json};
 
-struct Case {
+pub(crate) struct Case {
     /// A part of the rule's message that no other rule has.
-    message: &'static str,
-    accept: &'static str,
-    reject: &'static str,
+    pub(crate) message: &'static str,
+    pub(crate) accept: &'static str,
+    pub(crate) reject: &'static str,
     /// `metadata.name` of the rejected object, when that is what is wrong.
-    reject_name: Option<&'static str>,
+    pub(crate) reject_name: Option<&'static str>,
 }
 
 /// A case whose objects are patches of the smallest spec: `{model: {uri: builtin://demo}, replicas: 1}`.
@@ -22,7 +17,7 @@ const fn case(message: &'static str, accept: &'static str, reject: &'static str)
     Case { message, accept, reject, reject_name: None }
 }
 
-fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     vec![
         Case { reject_name: Some("2-models"), ..case("metadata.name also names a Service", "{}", "{}") },
         case("model.uri is required", "{}", "{model: {}}"),
@@ -211,7 +206,8 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-fn object(name: &str, patch: &str) -> Value {
+/// The smallest resource with `patch` (YAML) laid over its spec, field by field.
+pub(crate) fn object(name: &str, patch: &str) -> Value {
     let mut spec = json!({"model": {"uri": "builtin://demo"}, "replicas": 1});
     let patch: Value = serde_yaml::from_str(patch).unwrap();
     for (key, value) in patch.as_object().unwrap() {
@@ -225,103 +221,26 @@ fn object(name: &str, patch: &str) -> Value {
     })
 }
 
-fn refusals(object: &Value) -> Vec<String> {
-    let crd = serde_json::to_value(candela_crds::llm_deployment_crd()).unwrap();
-    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
-    let root = RootContext {
-        api_version: "candela.dev/v1alpha1".into(),
-        api_group: "candela.dev".into(),
-        kind: "LlmDeployment".into(),
-    };
-    match Validator::new().validate_with_context(schema, object, None, Some(&root)) {
-        Ok(()) => Vec::new(),
-        Err(errors) => errors.iter().map(|error| error.message.clone()).collect(),
-    }
-}
-
-fn rules(schema: &Value, found: &mut BTreeSet<String>) {
-    if let Some(rules) = schema["x-kubernetes-validations"].as_array() {
-        found.extend(
-            rules.iter().map(|rule| rule["message"].as_str().expect("every rule has a message").to_owned()),
-        );
-    }
-    for inner in schema["properties"].as_object().into_iter().flat_map(|p| p.values()) {
-        rules(inner, found);
-    }
-    for key in ["items", "additionalProperties"] {
-        if schema[key].is_object() {
-            rules(&schema[key], found);
-        }
-    }
-}
-
-#[test]
-fn each_rule_lets_one_object_pass_and_refuses_one() {
-    for Case { message, accept, reject, reject_name } in cases() {
-        assert_eq!(refusals(&object("chat", accept)), Vec::<String>::new(), "{message}: accepted object");
-        let refusals = refusals(&object(reject_name.unwrap_or("chat"), reject));
-        assert!(
-            refusals.iter().any(|refusal| refusal.contains(message)),
-            "{reject} should be refused with `{message}`, got {refusals:?}"
-        );
-    }
-}
-
-#[test]
-fn every_rule_has_a_case_and_every_case_a_rule() {
-    let crd = serde_json::to_value(candela_crds::llm_deployment_crd()).unwrap();
-    let mut found = BTreeSet::new();
-    rules(&crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"], &mut found);
-    let cases = cases();
-    for message in &found {
-        let n_cases = cases.iter().filter(|case| message.contains(case.message)).count();
-        assert_eq!(n_cases, 1, "cases for the rule `{message}`");
-    }
-    for case in &cases {
-        assert!(
-            found.iter().any(|message| message.contains(case.message)),
-            "no rule says `{}`",
-            case.message
-        );
-    }
-}
-
-#[test]
-fn names_are_bounded_at_fifty_characters() {
-    for (name, ok) in
-        [("a".repeat(50), true), ("a".repeat(51), false), ("a-".to_owned(), false), ("A".to_owned(), false)]
-    {
-        assert_eq!(refusals(&object(&name, "{}")).is_empty(), ok, "{name}");
-    }
-}
-
-#[test]
-fn sources_that_look_right_are_told_from_those_that_do_not() {
-    let accepted = [
-        "builtin://demo",
-        "hf://meta-llama/Llama-3.2-1B",
-        "hf://org/name/q8/model.gguf",
-        "https://models.example.org/a/b.gguf",
-        "http://10.0.0.1:8000/folder/",
-        "pvc://weights",
-        "pvc://weights/llama/3",
-    ];
-    let refused = [
-        "builtin://other",
-        "hf://llama",
-        "hf://a/b/c",
-        "https://user:secret@host/m",
-        "https://host",
-        "https://host/a b",
-        "pvc://Weights/x",
-        "pvc://weights/../etc",
-        "file:///etc/passwd",
-        "s3://bucket/x",
-    ];
-    for (uris, ok) in [(&accepted[..], true), (&refused[..], false)] {
-        for uri in uris {
-            let found = refusals(&object("chat", &format!("{{model: {{uri: '{uri}'}}}}")));
-            assert_eq!(found.is_empty(), ok, "{uri}: {found:?}");
-        }
-    }
-}
+/// Values of `spec.model.uri` that look right.
+pub(crate) const ACCEPTED_URIS: [&str; 7] = [
+    "builtin://demo",
+    "hf://meta-llama/Llama-3.2-1B",
+    "hf://org/name/q8/model.gguf",
+    "https://models.example.org/a/b.gguf",
+    "http://10.0.0.1:8000/folder/",
+    "pvc://weights",
+    "pvc://weights/llama/3",
+];
+/// Values of `spec.model.uri` that do not.
+pub(crate) const REFUSED_URIS: [&str; 10] = [
+    "builtin://other",
+    "hf://llama",
+    "hf://a/b/c",
+    "https://user:secret@host/m",
+    "https://host",
+    "https://host/a b",
+    "pvc://Weights/x",
+    "pvc://weights/../etc",
+    "file:///etc/passwd",
+    "s3://bucket/x",
+];
