@@ -2,6 +2,7 @@
 //! carries its resourceVersion, so a spec that changed meanwhile makes it a conflict and the next pass begins anew.
 
 use candela_crds::{LlmDeployment, LlmDeploymentStatus};
+use candela_planner::FIELD_MANAGER;
 use kube::{
     Api,
     api::{DynamicObject, PostParams},
@@ -32,8 +33,10 @@ pub async fn write_if_changed(
     body["status"] = serde_json::to_value(status).map_err(encode)?;
     let body: DynamicObject = serde_json::from_value(body).map_err(encode)?;
     let api: Api<DynamicObject> = Api::namespaced_with(ctx.client.clone(), &key.namespace, &resource_kind());
+    // Whoever reads `managedFields` should see who wrote this.
+    let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
     let mut written = api
-        .replace_status(&key.name, &PostParams::default(), &body)
+        .replace_status(&key.name, &params, &body)
         .await
         .map_err(|source| Error::call("write", object(), source))?;
     written.metadata.managed_fields = None;
