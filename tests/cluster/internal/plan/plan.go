@@ -122,6 +122,8 @@ func ControlPlane(options state.Options) []Component {
 				"--service-cluster-ip-range=" + sandbox.ServiceNet,
 				"--leader-elect=false",
 				"--profiling=false",
+				// Autoscalers look every 15 s otherwise, and tests wait for them.
+				"--horizontal-pod-autoscaler-sync-period=5s",
 				// Each controller asks for an account of its own at the start; at the default of 20 a second that takes 5 s.
 				"--kube-api-qps=300",
 				"--kube-api-burst=600",

@@ -59,15 +59,22 @@ func (s *Supervisor) metricsServer(path string) error {
 			"--cert-dir=" + plan.File("tmp", "metrics-server"),
 			"--kubelet-certificate-authority=" + plan.File("pki", "ca.crt"),
 			"--kubelet-preferred-address-types=InternalIP",
-			// The shortest that it takes: tests wait for it.
+			// Tests wait for it, and it must be above the time that a kubelet has to answer.
 			"--metric-resolution=10s",
+			"--kubelet-request-timeout=5s",
+			// Nothing answers behind the nodes that kwok plays.
+			"--node-selector=type!=kwok",
 		},
 		Health: &plan.Health{URL: fmt.Sprintf("https://127.0.0.1:%d/livez", metricsPort)},
 	})
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), bootLimit)
+	if err := s.await("metrics-server", bootLimit); err != nil {
+		return err
+	}
+	// Longer than what waits below, so that its last error is the API server's and not this deadline.
+	ctx, cancel := context.WithTimeout(context.Background(), 2*bootLimit)
 	defer cancel()
 	service := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: "metrics-server"},
