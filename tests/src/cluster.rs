@@ -6,10 +6,13 @@ use std::{
     ffi::OsStr,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
+use serde_json::Value;
 
 /// What `up` shall start. The default is a node without accelerators.
 #[derive(Debug, Clone, Default)]
@@ -197,6 +200,22 @@ impl Cluster {
         succeed(command)
     }
 
+    /// Until the API server serves every CustomResourceDefinition that was applied. `kubectl wait` fails on one that has
+    /// no conditions yet, so right after an apply it cannot be used.
+    pub fn wait_for_crds(&self) -> anyhow::Result<()> {
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            let list: Value = serde_json::from_str(&self.kubectl(["get", "crd", "--output=json"])?)?;
+            let open: Vec<_> =
+                list["items"].as_array().into_iter().flatten().filter(|crd| !established(crd)).collect();
+            if open.is_empty() {
+                return Ok(());
+            }
+            ensure!(Instant::now() < until, "not established in 30 s: {open:?}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     fn run<S: AsRef<OsStr>>(
         &self,
         verb: &str,
@@ -219,6 +238,11 @@ impl Drop for Cluster {
             tracing::error!(cluster = %self.name, error = %error, "cluster was not taken away");
         }
     }
+}
+
+fn established(crd: &Value) -> bool {
+    let conditions = crd["status"]["conditions"].as_array();
+    conditions.is_some_and(|all| all.iter().any(|c| c["type"] == "Established" && c["status"] == "True"))
 }
 
 fn succeed(mut command: Command) -> anyhow::Result<String> {
@@ -262,6 +286,16 @@ mod tests {
             options.flags(),
             ["--audit", "--gpus=4", "--gpu-product=NVIDIA-L4", "--mig=1g.10gb=7,3g.40gb=1"]
         );
+    }
+
+    #[test]
+    fn a_definition_without_conditions_is_not_served_yet() {
+        let with = |status: Value| serde_json::json!({"status": status});
+        assert!(!established(&with(serde_json::json!({}))));
+        let condition =
+            |status| serde_json::json!({"conditions": [{"type": "Established", "status": status}]});
+        assert!(!established(&with(condition("False"))));
+        assert!(established(&with(condition("True"))));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use kube::client::Body;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -39,7 +39,11 @@ pub struct Seen {
 struct State {
     faults: Faults,
     log: Vec<Seen>,
+    victim: Option<Victim>,
 }
+
+/// Ends the client's process.
+type Victim = Box<dyn FnMut() + Send>;
 
 /// A running proxy; dropped: closed, with every connection through it.
 pub struct Proxy {
@@ -80,8 +84,28 @@ impl Proxy {
         Ok(kube::Config::new(format!("http://{}", self.address).parse()?))
     }
 
+    /// The same as a file for a process.
+    pub fn kubeconfig(&self) -> String {
+        let cluster = json!({"name": "proxy", "cluster": {"server": format!("http://{}", self.address)}});
+        let context = json!({"name": "proxy", "context": {"cluster": "proxy", "user": "nobody"}});
+        json!({"apiVersion": "v1", "kind": "Config", "current-context": "proxy", "clusters": [cluster],
+            "contexts": [context], "users": [{"name": "nobody", "user": {}}]})
+        .to_string()
+    }
+
     pub fn add_fault(&self, rule: Rule) {
         lock(&self.state).faults.add(rule);
+    }
+
+    /// `kill` is called where a fault kills the client: before its request is passed on, or right after the API
+    /// server has answered and before the client hears of it.
+    pub fn set_victim(&self, kill: impl FnMut() + Send + 'static) {
+        lock(&self.state).victim = Some(Box::new(kill));
+    }
+
+    /// How many requests met a fault.
+    pub fn fired(&self) -> u64 {
+        lock(&self.state).faults.fired
     }
 
     /// Resolves when a fault has killed the client.
@@ -148,6 +172,9 @@ async fn answer(
     let write = !matches!(verb, "get" | "list" | "watch");
     let fault = target.as_ref().and_then(|target| lock(state).faults.meet(OPERATOR, verb, target));
     let die = || {
+        if let Some(kill) = &mut lock(state).victim {
+            kill();
+        }
         dead.send_replace(true);
         broken()
     };

@@ -35,12 +35,7 @@ fn manifests_install_and_samples_are_taken_by_a_real_api_server() -> Result<()> 
         cluster
             .kubectl(["apply", "--validate=strict", "-k", &path])
             .with_context(|| format!("apply -k {overlay}"))?;
-        cluster.kubectl([
-            "wait",
-            "--for=condition=Established",
-            "crd/llmdeployments.candela.dev",
-            "--timeout=30s",
-        ])?;
+        cluster.wait_for_crds()?;
         // `diff` ends with 1 where something would change.
         let changed =
             cluster.kubectl(["diff", "-k", &path]).map_or_else(|e| e.to_string(), |_| String::new());

@@ -1,5 +1,6 @@
-//! A real API server without a node: the in-memory server is compared with it, and the operator is killed at each
-//! write that it sends there. Needs root and `make cluster-bin`.
+//! A real API server without a node: the in-memory server is compared with it, the operator's process is killed at
+//! each write that it sends there, and what people and Argo CD see of resources is read back from it. Needs root,
+//! `make cluster-bin` and `make images`.
 
 #![allow(
     clippy::unwrap_used,
@@ -8,8 +9,12 @@
     reason = "tests fail by panicking and print their figures"
 )]
 
+mod admission;
+mod argocd;
 mod conformance;
 mod crash;
+mod drift;
+mod installation;
 
 use std::sync::OnceLock;
 
@@ -28,7 +33,7 @@ pub(crate) fn cluster() -> &'static Cluster {
         let cluster = Cluster::up(&options).unwrap();
         let crd = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/crd/llmdeployments.candela.dev.yaml");
         cluster.kubectl(["apply", "--server-side", "-f", crd]).unwrap();
-        cluster.kubectl(["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]).unwrap();
+        cluster.wait_for_crds().unwrap();
         cluster
     })
 }

@@ -1,51 +1,10 @@
 //! The health script that ships for Argo CD, run on statuses that the planner really writes: the table of the design.
 
-use std::path::PathBuf;
-
 use expect_test::expect_file;
-use mlua::{Lua, LuaOptions, StdLib, Value as LuaValue};
 use serde_json::{Value, json};
 
+use crate::argocd::{folder, health};
 use crate::fixtures::{World, pod_with, ready_pod};
-
-fn folder() -> PathBuf {
-    PathBuf::from(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../manifests/argocd/resource_customizations/candela.dev/LlmDeployment"
-    ))
-}
-
-fn lua_value(lua: &Lua, value: &Value) -> LuaValue {
-    match value {
-        Value::Null => LuaValue::Nil,
-        Value::Bool(value) => LuaValue::Boolean(*value),
-        Value::Number(number) => LuaValue::Number(number.as_f64().unwrap()),
-        Value::String(text) => LuaValue::String(lua.create_string(text).unwrap()),
-        Value::Array(list) => {
-            let table = lua.create_table().unwrap();
-            for (at, item) in list.iter().enumerate() {
-                table.set(at + 1, lua_value(lua, item)).unwrap();
-            }
-            LuaValue::Table(table)
-        }
-        Value::Object(map) => {
-            let table = lua.create_table().unwrap();
-            for (key, item) in map {
-                table.set(key.as_str(), lua_value(lua, item)).unwrap();
-            }
-            LuaValue::Table(table)
-        }
-    }
-}
-
-/// What Argo CD would show; like there, the script gets no I/O.
-fn health(object: &Value) -> (String, String) {
-    let script = std::fs::read_to_string(folder().join("health.lua")).unwrap();
-    let lua = Lua::new_with(StdLib::TABLE | StdLib::STRING | StdLib::MATH, LuaOptions::default()).unwrap();
-    lua.globals().set("obj", lua_value(&lua, object)).unwrap();
-    let found: mlua::Table = lua.load(&script).eval().unwrap();
-    (found.get("status").unwrap(), found.get("message").unwrap())
-}
 
 fn object(world: &World) -> Value {
     let mut cr = world.cr.clone();

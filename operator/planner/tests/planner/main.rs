@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod argocd;
 mod drift;
 mod fixtures;
 mod generated;
