@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use candela_tests::proxy::Proxy;
@@ -95,10 +95,33 @@ impl Drop for Reaper {
 }
 
 fn program() -> Result<PathBuf> {
-    let staged = "../target/images/stage/operator/rootfs/usr/bin/candela-operator";
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(staged);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let path = root.join("target/images/stage/operator/rootfs/usr/bin/candela-operator");
     ensure!(path.is_file(), "the operator of the image is missing: run `make images`");
+    // Cargo does not know of it, and what an old one does proves nothing of the code that is there.
+    let built = path.metadata()?.modified()?;
+    for sources in ["operator", "crds", "wire", "Cargo.lock"] {
+        let newest = newest(&root.join(sources))?;
+        ensure!(newest <= built, "the operator of the image is older than `{sources}`: run `make images`");
+    }
     Ok(path)
+}
+
+/// When the newest file at or below `path` was written.
+fn newest(path: &Path) -> Result<SystemTime> {
+    let metadata = path.metadata()?;
+    if !metadata.is_dir() {
+        return Ok(metadata.modified()?);
+    }
+    let mut out = SystemTime::UNIX_EPOCH;
+    for entry in fs::read_dir(path)? {
+        let path = entry?.path();
+        let tests = path.file_name().is_some_and(|name| name == "tests" || name == "tests.rs");
+        if !tests {
+            out = out.max(newest(&path)?);
+        }
+    }
+    Ok(out)
 }
 
 impl Installation {
