@@ -22,7 +22,11 @@ impl Record {
     ) -> Result<Self> {
         let seconds = took.as_secs_f64();
         let commit = first_line(Command::new("git").args(["rev-parse", "HEAD"]).current_dir(root))?;
-        let changes = Command::new("git").args(["status", "--porcelain"]).current_dir(root).output()?.stdout;
+        let changes = Command::new("git")
+            .args(["status", "--porcelain", "--", ".", ":!docs/proofs"])
+            .current_dir(root)
+            .output()?
+            .stdout;
         let state = if changes.is_empty() { "" } else { " with changes that were not committed" };
         let date = first_line(Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ"]))?;
         let text = format!(
