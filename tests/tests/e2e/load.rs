@@ -1,111 +1,100 @@
-//! Clients whose own code never tries again. The library beneath does, once, where a kept connection closes before the
-//! request is written (hyper-util's `retry_canceled_requests`, which reqwest leaves on): such a loss is not seen here.
+//! Clients that go on until told to stop, and a record of every request, so that afterwards those can be counted that
+//! were under way during a rollout.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-const CLIENTS: usize = 8;
+use crate::client::{self, Connections, Once};
 
-/// The whole body of one request, which must end as it should.
-pub(crate) async fn ask(client: &reqwest::Client, url: &str, body: String) -> Result<String> {
-    let request = client
-        .post(format!("{url}/v1/chat/completions"))
-        .header("content-type", "application/json")
-        .timeout(std::time::Duration::from_secs(60))
-        .body(body);
-    let response = request.send().await?;
-    let status = response.status();
-    let text = response.text().await?;
-    ensure!(status.is_success(), "{status}: {text}");
-    Ok(text)
+/// How a client behaves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner {
+    pub(crate) stream: bool,
+    pub(crate) connections: Connections,
+    /// From the start of a request to the next one's: the connection rests in between.
+    pub(crate) pace: Duration,
 }
 
-/// Returns once the Service answers, which it must within ten seconds.
-pub(crate) async fn until_reachable(client: &reqwest::Client, url: &str) -> Result<()> {
-    let tries = async {
-        while client.get(format!("{url}/v1/models")).send().await.is_err() {
-            tokio::task::yield_now().await;
+/// Two of each that ask without pause, and two whose kept connections rest for a while each time.
+pub(crate) fn manners() -> Vec<Manner> {
+    let mut manners = Vec::new();
+    for stream in [true, false] {
+        for connections in [Connections::Kept, Connections::NewEach] {
+            manners.extend([Manner { stream, connections, pace: Duration::ZERO }; 2]);
         }
-    };
-    Ok(tokio::time::timeout(std::time::Duration::from_secs(10), tries).await?)
-}
-
-/// What the pieces of a stream say together; a stream that was cut off is an error.
-pub(crate) fn streamed_text(body: &str) -> Result<String> {
-    let mut text = String::new();
-    let mut ended = false;
-    for data in body.lines().filter_map(|line| line.strip_prefix("data: ")) {
-        if data == "[DONE]" {
-            ended = true;
-            continue;
-        }
-        let piece: Value = serde_json::from_str(data)?;
-        ensure!(piece.get("error").is_none(), "{piece}");
-        text.push_str(piece["choices"][0]["delta"]["content"].as_str().unwrap_or_default());
+        manners.push(Manner { stream, connections: Connections::Kept, pace: Duration::from_millis(700) });
     }
-    ensure!(ended, "the stream was cut off: {body}");
-    Ok(text)
+    manners
 }
 
-#[derive(Default)]
-struct Shared {
-    sent: AtomicUsize,
-    stopping: AtomicBool,
-    failures: Mutex<Vec<String>>,
+/// One request.
+#[derive(Clone, Debug)]
+pub(crate) struct Sent {
+    pub(crate) from: Instant,
+    pub(crate) until: Instant,
+    pub(crate) failure: Option<String>,
+}
+
+impl Sent {
+    pub(crate) fn under_way_in(&self, window: (Instant, Instant)) -> bool {
+        self.from <= window.1 && self.until >= window.0
+    }
 }
 
 pub(crate) struct Load {
-    shared: Arc<Shared>,
+    stopping: Arc<AtomicBool>,
+    sent: Arc<Mutex<Vec<Sent>>>,
     clients: JoinSet<()>,
 }
 
-pub(crate) struct Outcome {
-    pub(crate) sent: usize,
-    pub(crate) failures: Vec<String>,
-}
-
 impl Load {
-    /// Half of the clients stream; half keep their connection, the others open one for each request. They go on until
-    /// told to finish, and until `least` requests were sent.
-    pub(crate) fn start(url: &str, least: usize, body: fn(bool) -> String) -> Self {
-        let shared = Arc::new(Shared::default());
+    /// `body` makes a request that streams or not; each answer must say exactly `expected`.
+    pub(crate) fn start(url: &str, expected: &str, body: fn(bool) -> Value) -> Self {
+        let (stopping, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
         let mut clients = JoinSet::new();
-        for number in 0..CLIENTS {
-            let (stream, keep) = (number % 2 == 0, number < CLIENTS / 2);
-            let (shared, url) = (Arc::clone(&shared), url.to_owned());
+        for manner in manners() {
+            let (stopping, sent) = (Arc::clone(&stopping), Arc::clone(&sent));
+            let (once, expected) = (Once::new(url, manner.connections), expected.to_owned());
             clients.spawn(async move {
-                let kept = reqwest::Client::new();
-                while !shared.stopping.load(Ordering::Relaxed) || shared.sent.load(Ordering::Relaxed) < least
-                {
-                    let client = if keep { kept.clone() } else { reqwest::Client::new() };
-                    shared.sent.fetch_add(1, Ordering::Relaxed);
-                    let answer = ask(&client, &url, body(stream)).await;
-                    let checked = answer.and_then(|text| {
-                        let text = if stream { streamed_text(&text)? } else { text };
-                        ensure!(text.contains("Paris"), "{text}");
-                        Ok(())
-                    });
-                    if let Err(error) = checked {
-                        let failure = format!("stream={stream} keep-alive={keep}: {error:#} {error:?}");
-                        shared.failures.lock().unwrap_or_else(PoisonError::into_inner).push(failure);
-                    }
+                while !stopping.load(Ordering::Relaxed) {
+                    let from = Instant::now();
+                    let answer = ask(&once, manner.stream, &body(manner.stream), &expected).await;
+                    let failure = answer.err().map(|error| format!("{manner:?}: {error:#}"));
+                    let record = Sent { from, until: Instant::now(), failure };
+                    sent.lock().unwrap_or_else(PoisonError::into_inner).push(record);
+                    // The rest between two requests, which is part of the load; nothing is waited for.
+                    tokio::time::sleep(manner.pace.saturating_sub(from.elapsed())).await;
                 }
             });
         }
-        Self { shared, clients }
+        Self { stopping, sent, clients }
     }
 
-    pub(crate) async fn finish(self) -> Outcome {
-        self.shared.stopping.store(true, Ordering::Relaxed);
-        self.clients.join_all().await;
-        let failures =
-            std::mem::take(&mut *self.shared.failures.lock().unwrap_or_else(PoisonError::into_inner));
-        Outcome { sent: self.shared.sent.load(Ordering::Relaxed), failures }
+    pub(crate) fn under_way_in(&self, window: (Instant, Instant)) -> usize {
+        let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        sent.iter().filter(|request| request.under_way_in(window)).count()
     }
+
+    /// Lets every request under way end, and gives all of them.
+    pub(crate) async fn finish(self) -> Vec<Sent> {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.clients.join_all().await;
+        std::mem::take(&mut *self.sent.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+async fn ask(once: &Once, stream: bool, body: &Value, expected: &str) -> Result<()> {
+    let answer = once.chat(body).await?;
+    let text = if stream { client::streamed_text(&answer)? } else { client::whole_text(&answer)? };
+    ensure!(text == expected, "said {text:?} instead of {expected:?}");
+    Ok(())
 }
