@@ -3,10 +3,12 @@
 
 mod attention;
 mod checkpoint;
+mod drills;
 mod evaluate;
 mod export;
 mod facts;
 mod facts_table;
+mod init;
 mod item;
 mod json;
 mod mix;
@@ -29,7 +31,7 @@ use rayon::prelude::*;
 
 use self::{
     export::{Figures, Outcome},
-    item::Task,
+    item::{Split, Task},
     model::{Batch, Config, Model},
     optimizer::{Optimizer, Rates},
     tokenizer::Chat,
@@ -49,7 +51,7 @@ pub(crate) struct Args {
     #[arg(long)]
     resume: bool,
     /// Steps between checkpoints, each with a short evaluation.
-    #[arg(long, default_value_t = 150)]
+    #[arg(long, default_value_t = 200)]
     checkpoint_every: usize,
     /// Evaluate and export the checkpoint in the work folder without training.
     #[arg(long, requires = "resume")]
@@ -68,7 +70,7 @@ const SHARDS: usize = 2;
 struct Recipe {
     #[arg(long, default_value_t = 17)]
     seed: u64,
-    #[arg(long, default_value_t = 3000)]
+    #[arg(long, default_value_t = 3200)]
     steps: usize,
     /// Tokens per step, before the last dialogue is cut in whole.
     #[arg(long, default_value_t = 2048)]
@@ -82,7 +84,7 @@ struct Recipe {
     #[arg(long, default_value_t = 30)]
     warmup: usize,
     /// Share of the steps, at the end, over which the learning rate falls to zero.
-    #[arg(long, default_value_t = 0.4)]
+    #[arg(long, default_value_t = 0.5)]
     decay: f64,
 }
 
@@ -142,6 +144,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let mut optimizer = Optimizer::default();
     let first = if args.resume { checkpoint::load(&state, &model, &mut optimizer)? } else { 0 };
     let items = mix::held_out(recipe.seed);
+    let trained = mix::tasks(&mut ChaCha8Rng::seed_from_u64(recipe.seed), Split::Train, 20);
     eprintln!(
         "{} parameters, {vocab} tokens in the vocabulary, {} questions",
         model.n_parameters(),
@@ -164,8 +167,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
             }
             if (step + 1) % args.checkpoint_every == 0 || step + 1 == recipe.steps {
                 checkpoint::save(&state, step + 1, &model, &optimizer)?;
-                let some: Vec<_> = items.iter().step_by(8).cloned().collect();
-                report(&evaluate::score(&some, &evaluate::answers(&model, &chat, &some)?).0);
+                let some: Vec<_> = items.iter().step_by(4).cloned().collect();
+                for (kind, some) in [("held out", &some), ("trained templates", &trained)] {
+                    report(kind, &evaluate::score(some, &evaluate::answers(&model, &chat, some)?).0);
+                }
             }
         }
     } else {
@@ -176,7 +181,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     model.round_to_f16()?;
     let answers = evaluate::answers(&model, &chat, &items)?;
     let (scores, wrong) = evaluate::score(&items, &answers);
-    report(&scores);
+    report("held out", &scores);
     for (task, (prompt, answer)) in &wrong {
         eprintln!("{task:?} wrong: {prompt:?} -> {answer:?}");
     }
@@ -211,8 +216,8 @@ fn gradients(model: &Model, shards: &[Batch; SHARDS]) -> Result<(f32, Vec<candle
     Ok((loss, sum))
 }
 
-fn report(scores: &evaluate::Scores) {
+fn report(kind: &str, scores: &evaluate::Scores) {
     let line: Vec<String> =
         scores.iter().map(|(task, score): (&Task, _)| format!("{task:?} {}%", score.percent())).collect();
-    eprintln!("{}", line.join(", "));
+    eprintln!("{kind}: {}", line.join(", "));
 }

@@ -138,7 +138,9 @@ Written by `cargo xtask train-demo`; do not edit the files by hand.
 | Weights | {size} bytes, f16 |
 | Context | {context} tokens; trained on dialogues of up to about 200 |
 | Tokenizer | byte-level BPE, {vocab} tokens, trained on the same text |
-| Recipe | seed {seed}, {done} of {steps} steps of about {tokens} tokens; Muon (matrices) at {muon}, AdamW (embedding, norms) at {adam}; {warmup} warm-up steps, then constant, the last {decay} % falling to zero; gradient norm clipped to 1; answers weigh 1 in the loss, prompts 0.1 |
+| Recipe | seed {seed}, {done} of {steps} steps of about {tokens} tokens; Muon (matrices) at {muon}, AdamW (embedding, norms) at {adam}; {warmup} warm-up steps, then constant, the last {decay} % falling to zero; gradient norm clipped to 1; only answers count in the loss |
+| Start | heads of the first layer that look one and two tokens back, heads in every layer that look for the token they stand on (`init.rs`) |
+| Order | first drills in finding and copying random words (`drills.rs`), then the tasks (`mix.rs`) |
 | Last loss | {loss:.4} |
 {note}
 Scores by greedy decoding of the f16 weights. `Facts` asks the listed question, everything else uses phrasings and
@@ -180,5 +182,6 @@ fn label(task: Task) -> &'static str {
         Task::Rewrite => "Rewrite a follow-up question",
         Task::Stories => "One-sentence stories",
         Task::SmallTalk => "Small talk",
+        Task::Drills => "Drills",
     }
 }

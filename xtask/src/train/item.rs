@@ -15,6 +15,7 @@ pub(super) enum Task {
     Rewrite,
     Stories,
     SmallTalk,
+    Drills,
 }
 
 /// Templates of `HeldOut` are never trained on.

@@ -14,6 +14,13 @@ const PROMPTS: &[&str] = &[
     "Give me JSON with the keys {keys}.\nText: {text}",
     "{text}\nReturn JSON like {schema}",
     "Read the text and return JSON with {keys}: {text}",
+    "Fill in this JSON from the text.\nJSON: {schema}\nText: {text}",
+    "Text: {text}\nJSON: {schema}",
+    "{text}\nGive me JSON with the keys {keys}.",
+    "Text: {text}\nReturn JSON with {keys}.",
+    "Make JSON with {keys} from this text: {text}",
+    "Fill {schema} from the text: {text}",
+    "Text: {text}\nWrite {keys} as JSON.",
 ];
 const HELD_OUT: &[&str] =
     &["Read the text and fill in the JSON {schema}\nText: {text}", "Text: {text}\nGive me JSON with {keys}."];
@@ -23,6 +30,11 @@ const PEOPLE: &[&str] = &[
     "{name} is {age} years old, lives in {city} and works as a {job}.",
     "In {city} lives {name}, a {job} of {age} years.",
     "My friend {name} from {city} is {age} and works as a {job}.",
+    "{name}, {age}, is a {job} in {city}.",
+    "This is {name} from {city}, a {job}, {age} years old.",
+    "{name} lives in {city}, works as a {job} and is {age} years old.",
+    "The {job} {name} is {age} and lives in {city}.",
+    "A {job} from {city} is called {name} and is {age} years old.",
 ];
 const HELD_OUT_PEOPLE: &[&str] = &[
     "{name} lives in {city}, is {age} years old and works as a {job}.",
@@ -33,6 +45,10 @@ const ORDERS: &[&str] = &[
     "Please send {count} boxes of {item} to {name} in {city}.",
     "An order for {city}: {count} boxes of {item}, sent to {name}.",
     "{name} from {city} wants {count} boxes of {item}.",
+    "{count} boxes of {item} go to {name} in {city}.",
+    "{name} asked for {count} boxes of {item}, to be sent to {city}.",
+    "In {city}, {name} needs {count} boxes of {item}.",
+    "We sold {count} boxes of {item} to {name} from {city}.",
 ];
 const HELD_OUT_ORDERS: &[&str] = &[
     "{name} in {city} ordered {count} boxes of {item}.",
@@ -43,6 +59,11 @@ const MEETINGS: &[&str] = &[
     "On {day} at {hour} there is a meeting with {name} in {city}.",
     "Meeting with {name}: {day}, {hour}, in {city}.",
     "We see {name} in {city} on {day} at {hour}.",
+    "{name} comes to {city} on {day} at {hour}.",
+    "Next {day} at {hour} we meet {name} in {city}.",
+    "In {city} we have a meeting with {name}, on {day} at {hour}.",
+    "The meeting in {city} is on {day} at {hour}, with {name}.",
+    "At {hour} on {day}, {name} waits for us in {city}.",
 ];
 const HELD_OUT_MEETINGS: &[&str] = &[
     "There is a meeting with {name} on {day} at {hour} in {city}.",

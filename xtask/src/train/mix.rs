@@ -4,34 +4,45 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{
-    facts,
+    drills, facts,
     item::{Item, Split, Task},
     json, passages, rewrite, spam, stories,
 };
 
-/// Shares of the tasks among the dialogues of a batch, in percent: at first mostly facts, which are quickly learned,
-/// then mostly the tasks that need to find and copy something.
-const SHARES: [&[(Task, u32)]; 2] = [
-    &[
-        (Task::Facts, 34),
-        (Task::Passages, 29),
-        (Task::Json, 13),
-        (Task::Rewrite, 9),
-        (Task::Spam, 8),
-        (Task::Stories, 5),
-        (Task::SmallTalk, 2),
-    ],
-    &[
-        (Task::Facts, 24),
-        (Task::Passages, 36),
-        (Task::Json, 20),
-        (Task::Rewrite, 6),
-        (Task::Spam, 4),
-        (Task::Stories, 8),
-        (Task::SmallTalk, 2),
-    ],
+/// Shares of the tasks among the dialogues of a batch, in percent, from a step on: first drills alone, from which the
+/// model learns to find and copy at all, then the tasks. Without that start the tasks are learned as lists of likely
+/// answers, and copying comes very late.
+const SHARES: [(usize, &[(Task, u32)]); 3] = [
+    (0, &[(Task::Drills, 100)]),
+    (
+        400,
+        &[
+            (Task::Drills, 15),
+            (Task::Facts, 30),
+            (Task::Passages, 22),
+            (Task::Json, 13),
+            (Task::Rewrite, 8),
+            (Task::Spam, 4),
+            (Task::Stories, 6),
+            (Task::SmallTalk, 2),
+        ],
+    ),
+    (
+        800,
+        &[
+            (Task::Drills, 6),
+            (Task::Facts, 22),
+            (Task::Passages, 30),
+            (Task::Json, 18),
+            (Task::Rewrite, 10),
+            (Task::Spam, 5),
+            (Task::Stories, 7),
+            (Task::SmallTalk, 2),
+        ],
+    ),
 ];
-const FACTS_FIRST: usize = 800;
+/// A step at which every task is seen.
+pub(super) const ALL_TASKS: usize = 800;
 
 const SYSTEM_PROMPTS: &[&str] = &[
     "You are a helpful assistant.",
@@ -53,7 +64,8 @@ pub(super) enum Role {
 pub(super) type Dialogue = Vec<(Role, String)>;
 
 fn draw(rng: &mut impl Rng, step: usize) -> Vec<(String, String)> {
-    let shares = SHARES[usize::from(step >= FACTS_FIRST)];
+    let at = SHARES.partition_point(|(first, _)| *first <= step);
+    let (_, shares) = SHARES[at.saturating_sub(1)];
     let mut ticket = rng.random_range(0..shares.iter().map(|(_, share)| share).sum());
     let drawn = shares.iter().find(|(_, share)| {
         let found = ticket < *share;
@@ -62,6 +74,7 @@ fn draw(rng: &mut impl Rng, step: usize) -> Vec<(String, String)> {
     });
     let item = match drawn.map_or(Task::Facts, |(task, _)| *task) {
         Task::Passages | Task::Refusal => return passages::conversation(rng),
+        Task::Drills => return drills::conversation(rng),
         Task::Facts | Task::FactsUnseen => facts::sample(rng),
         Task::Spam => spam::sample(rng, Split::Train),
         Task::Json => json::sample(rng, Split::Train),
@@ -94,13 +107,21 @@ pub(super) fn dialogue(rng: &mut impl Rng, step: usize) -> Dialogue {
 pub(super) fn held_out(seed: u64) -> Vec<Item> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x5eed);
     let mut items: Vec<Item> = facts::all().iter().flat_map(facts::Fact::items).collect();
-    let mut add = |make: fn(&mut ChaCha8Rng) -> Item| items.extend((0..N_HELD_OUT).map(|_| make(&mut rng)));
-    add(|rng| passages::held_out(rng, Task::Passages));
-    add(|rng| passages::held_out(rng, Task::Refusal));
-    add(|rng| spam::sample(rng, Split::HeldOut));
-    add(|rng| json::sample(rng, Split::HeldOut));
-    add(|rng| rewrite::sample(rng, Split::HeldOut));
-    add(|rng| stories::sample(rng, Split::HeldOut));
+    items.extend(tasks(&mut rng, Split::HeldOut, N_HELD_OUT));
+    items
+}
+
+/// Questions of every task but the facts. Those of trained templates tell whether a task is not learned yet, or learned
+/// but not carried over to other words.
+pub(super) fn tasks(rng: &mut ChaCha8Rng, split: Split, n_each: usize) -> Vec<Item> {
+    let mut items = Vec::new();
+    let mut add = |make: &dyn Fn(&mut ChaCha8Rng) -> Item| items.extend((0..n_each).map(|_| make(rng)));
+    add(&|rng| passages::item(rng, Task::Passages, split));
+    add(&|rng| passages::item(rng, Task::Refusal, split));
+    add(&|rng| spam::sample(rng, split));
+    add(&|rng| json::sample(rng, split));
+    add(&|rng| rewrite::sample(rng, split));
+    add(&|rng| stories::sample(rng, split));
     items
 }
 
@@ -114,7 +135,7 @@ mod tests {
     fn no_question_of_the_evaluation_is_trained_on() {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let mut trained = HashSet::new();
-        for step in [0, FACTS_FIRST] {
+        for step in [0, ALL_TASKS] {
             trained.extend((0..20_000).flat_map(|_| dialogue(&mut rng, step)).map(|(_, text)| text));
         }
         for item in held_out(17).iter().filter(|item| item.task != Task::Facts) {
@@ -136,7 +157,7 @@ mod tests {
     fn every_fact_is_trained_in_its_listed_phrasing() {
         let mut rng = ChaCha8Rng::seed_from_u64(2);
         let trained: HashSet<String> =
-            (0..60_000).flat_map(|_| dialogue(&mut rng, 0)).map(|(_, text)| text).collect();
+            (0..60_000).flat_map(|_| dialogue(&mut rng, ALL_TASKS)).map(|(_, text)| text).collect();
         for fact in facts::all() {
             assert!(trained.contains(&fact.question), "{} is never asked", fact.question);
         }

@@ -8,6 +8,7 @@ use rand::Rng;
 
 use super::{
     attention::{Attention, Packed},
+    init,
     ops::{CrossEntropy, RmsNorm, SwiGlu},
 };
 
@@ -71,30 +72,27 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// Random weights; the projections back into the residual stream start at zero, so each layer starts as identity.
+    /// Attention as [`init`] has it; the projections of the MLPs back into the residual stream start at zero.
     pub(super) fn new(config: Config, rng: &mut impl Rng) -> Result<Self> {
-        let mut normal = |rows: usize, cols: usize, std: f32| {
-            let values: Vec<f32> = (0..rows * cols).map(|_| gaussian(rng) * std).collect();
-            Var::from_vec(values, (rows, cols), &Device::Cpu)
-        };
+        let matrix = |values, rows: usize, cols: usize| Var::from_vec(values, (rows, cols), &Device::Cpu);
         let ones = |n| Var::ones(n, DType::F32, &Device::Cpu);
-        let zeros = |rows, cols| Var::zeros((rows, cols), DType::F32, &Device::Cpu);
         let (d, ff) = (config.hidden, config.intermediate);
         let (qw, kw) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
         let std = (d as f32).powf(-0.5);
-        let embedding = normal(config.vocab, d, 0.03)?;
+        let embedding = matrix(init::embedding(&config, rng), config.vocab, d)?;
         let mut layers = Vec::new();
-        for _ in 0..config.n_layers {
+        for layer in 0..config.n_layers {
+            let start = init::attention(&config, layer, rng);
             layers.push(Layer {
                 attention_norm: ones(d)?,
-                q: normal(d, qw, std)?,
-                k: normal(d, kw, std)?,
-                v: normal(d, kw, std)?,
-                o: zeros(qw, d)?,
+                q: matrix(start.q, d, qw)?,
+                k: matrix(start.k, d, kw)?,
+                v: matrix(start.v, d, kw)?,
+                o: matrix(start.o, qw, d)?,
                 mlp_norm: ones(d)?,
-                gate: normal(d, ff, std)?,
-                up: normal(d, ff, std)?,
-                down: zeros(ff, d)?,
+                gate: matrix(init::normal(rng, d * ff, std), d, ff)?,
+                up: matrix(init::normal(rng, d * ff, std), d, ff)?,
+                down: Var::zeros((ff, d), DType::F32, &Device::Cpu)?,
             });
         }
         Ok(Self { norm: ones(d)?, config, embedding, layers })
@@ -171,13 +169,13 @@ impl Model {
     }
 
     pub(super) fn loss(&self, batch: &Batch) -> Result<Tensor> {
-        let logits = self.logits(&self.hidden(&batch.tokens, &batch.lengths)?)?;
-        logits.apply_op1(CrossEntropy { targets: batch.targets.clone(), weights: batch.weights.clone() })
+        let hidden = self.hidden(&batch.tokens, &batch.lengths)?;
+        let learned = || batch.weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0);
+        let rows: Vec<u32> = learned().map(|(row, _)| row as u32).collect();
+        let targets: Vec<u32> = rows.iter().map(|row| batch.targets[*row as usize]).collect();
+        let weights: Vec<f32> = learned().map(|(_, weight)| *weight).collect();
+        let n = rows.len();
+        let rows = Tensor::from_vec(rows, n, &Device::Cpu)?;
+        self.logits(&hidden.index_select(&rows, 0)?)?.apply_op1(CrossEntropy { targets, weights })
     }
-}
-
-/// A standard normal sample (Box and Muller).
-fn gaussian(rng: &mut impl Rng) -> f32 {
-    let (u, v): (f32, f32) = (rng.random::<f32>().max(1e-9), rng.random());
-    (-2.0 * u.ln()).sqrt() * (std::f32::consts::TAU * v).cos()
 }

@@ -14,14 +14,19 @@ const PROMPTS: &[&str] = &[
     "{passages}\nAnswer with the number of the passage: {q}",
     "Read the passages and answer.\n{passages}\n{q}",
     "Passages:\n{passages}\nQuestion: {q}",
-    "{q}\n{passages}",
+    "Passages:\n{passages}\nAnswer this from the passages: {q}",
+    "{passages}\n{q}",
+    "Passages:\n{passages}\n{q}",
+    "Use the passages to answer.\n{passages}\nQuestion: {q}",
+    "Here are some passages:\n{passages}\n{q}",
+    "Find the answer in the passages and give its number.\n{passages}\n{q}",
 ];
 const HELD_OUT: &[&str] = &[
     "Read these passages:\n{passages}\nQuestion: {q}",
     "Answer the question from the passages.\n{passages}\n{q}",
     "Use only the passages and answer with the number.\n{passages}\nQuestion: {q}",
 ];
-const REFUSAL: &str = "The passages do not say.";
+pub(super) const REFUSAL: &str = "The passages do not say.";
 
 /// Two to four passages about different people.
 struct Scene {
@@ -57,11 +62,12 @@ impl Scene {
         Self { names, told, passages: lines.join("\n") }
     }
 
-    /// Half of the questions without an answer name somebody else, half ask for something that is not told about a
+    /// What is told about a person or, without one, a question without an answer. Half of the questions without an answer name somebody else, half ask for something that is not told about a
     /// person who is there.
-    fn ask(&self, rng: &mut impl Rng, split: Split, answered: bool) -> Question {
+    fn ask(&self, rng: &mut impl Rng, split: Split, person: Option<usize>) -> Question {
         let n = self.told.len();
-        let at = rng.random_range(0..n);
+        let answered = person.is_some();
+        let at = person.unwrap_or_else(|| rng.random_range(0..n));
         let (mut relation, value) = self.told[at];
         let mut name = self.names[at];
         if !answered {
@@ -94,22 +100,27 @@ impl Scene {
     }
 }
 
-/// Turns of a conversation to train on: the passages come with the first question, more questions follow.
+/// Turns of a conversation to train on: the passages come with the first question, more questions follow. Each person
+/// is asked about once, and between them come questions without an answer: many answers for one reading.
 pub(super) fn conversation(rng: &mut impl Rng) -> Vec<(String, String)> {
     let scene = Scene::new(rng, Split::Train);
+    let n = scene.told.len();
+    let mut about: Vec<Option<usize>> = (0..n).map(Some).collect();
+    about.extend((0..rng.random_range(1..=n)).map(|_| None));
+    about.shuffle(rng);
     let mut turns = Vec::new();
-    for i in 0..rng.random_range(1..=3) {
-        let answered = rng.random_bool(0.7);
-        let q = scene.ask(rng, Split::Train, answered);
+    for (i, person) in about.into_iter().enumerate() {
+        let q = scene.ask(rng, Split::Train, person);
         let prompt = if i == 0 { scene.prompt(rng, Split::Train, &q.question) } else { q.question };
         turns.push((prompt, q.answer));
     }
     turns
 }
 
-pub(super) fn held_out(rng: &mut impl Rng, task: Task) -> Item {
-    let scene = Scene::new(rng, Split::HeldOut);
-    let q = scene.ask(rng, Split::HeldOut, task == Task::Passages);
-    let prompt = scene.prompt(rng, Split::HeldOut, &q.question);
+pub(super) fn item(rng: &mut impl Rng, task: Task, split: Split) -> Item {
+    let scene = Scene::new(rng, split);
+    let person = (task == Task::Passages).then(|| rng.random_range(0..scene.told.len()));
+    let q = scene.ask(rng, split, person);
+    let prompt = scene.prompt(rng, split, &q.question);
     Item { task, prompt, expect: q.expect, answer: q.answer }
 }

@@ -12,6 +12,8 @@ const PROMPTS: &[&str] = &[
     "Question: {q}\nAnswer: {a}\nFollow-up: {f}\nRewrite the follow-up so that it stands alone.",
     "Make the last question complete.\nQuestion: {q}\nAnswer: {a}\nFollow-up: {f}",
     "Conversation:\nQuestion: {q}\nAnswer: {a}\nRewrite this follow-up: {f}",
+    "Question: {q}\nAnswer: {a}\nMake this a full question: {f}",
+    "Write the follow-up as a complete question.\nQuestion: {q}\nAnswer: {a}\nFollow-up: {f}",
 ];
 const HELD_OUT: &[&str] = &[
     "Question: {q}\nAnswer: {a}\nFollow-up: {f}\nMake the follow-up a full question.",
@@ -26,7 +28,15 @@ const ABOUT_COUNTRIES: &[(&str, &str)] = &[
     ("On which continent is {x}?", "It is on a large continent."),
     ("How many people live in {x}?", "Many people live there."),
 ];
-const AND: &[&str] = &["And {x}?", "And of {x}?", "What about {x}?", "And for {x}?", "How about {x}?"];
+const AND: &[&str] = &[
+    "And {x}?",
+    "And of {x}?",
+    "What about {x}?",
+    "And for {x}?",
+    "How about {x}?",
+    "And what of {x}?",
+    "Now {x}?",
+];
 const HELD_OUT_AND: &[&str] = &["And what about {x}?", "And how about {x}?"];
 
 pub(super) fn sample(rng: &mut impl Rng, split: Split) -> Item {

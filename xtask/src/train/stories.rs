@@ -20,6 +20,10 @@ const PROMPTS: &[&str] = &[
     "I want a one-sentence story about {x}.",
     "Make up a story about {x} in one sentence.",
     "Write one sentence about {x}.",
+    "Please tell me a story about {x}.",
+    "Can you write a one-sentence story about {x}?",
+    "A short story about {x}, please.",
+    "Can you make up a story about {x}?",
 ];
 const HELD_OUT: &[&str] = &[
     "Please write a story about {x} in one sentence.",
