@@ -25,6 +25,18 @@ const TIME_LIMIT: Duration = Duration::from_secs(60);
 const IN_FLIGHT: usize = 8;
 /// The engine sums in another order than the trainer, so a close call may fall the other way.
 const TOLERANCE_PERCENT: f64 = 4.0;
+/// Percent that weights must reach to ship, whatever is recorded with them: a new training run may not quietly lose what
+/// an earlier one had learned.
+const FLOORS: &[(&str, f64)] = &[
+    ("facts", 95.0),
+    ("facts_unseen", 80.0),
+    ("spam", 90.0),
+    ("json", 70.0),
+    ("rewrite", 80.0),
+    ("stories", 80.0),
+    ("refusal", 60.0),
+    ("passages", 30.0),
+];
 
 fn demo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo")
@@ -164,7 +176,9 @@ fn the_demo_model_answers_as_recorded() {
         let recorded = percent.as_f64().unwrap();
         assert!(reached >= recorded - TOLERANCE_PERCENT, "{task}: {reached:.1} %, recorded {recorded} %");
     }
-    assert!(scores["facts"] >= 95.0 && scores["facts_unseen"] >= 80.0, "{scores:?}");
+    for (task, floor) in FLOORS {
+        assert!(scores[*task] >= *floor, "{task} is below {floor} %: {scores:?}");
+    }
     assert!(started.elapsed() < TIME_LIMIT, "took {:?}", started.elapsed());
     engine.shutdown();
 }
