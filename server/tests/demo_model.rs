@@ -30,12 +30,12 @@ const TOLERANCE_PERCENT: f64 = 4.0;
 const FLOORS: &[(&str, f64)] = &[
     ("facts", 95.0),
     ("facts_unseen", 80.0),
-    ("spam", 90.0),
-    ("json", 70.0),
-    ("rewrite", 80.0),
-    ("stories", 80.0),
-    ("refusal", 60.0),
-    ("passages", 30.0),
+    ("spam", 95.0),
+    ("json", 90.0),
+    ("rewrite", 90.0),
+    ("stories", 95.0),
+    ("refusal", 80.0),
+    ("passages", 36.0),
 ];
 
 fn demo() -> PathBuf {
