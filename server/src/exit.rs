@@ -52,19 +52,23 @@ pub(crate) fn report(fatal: &Fatal, termination_log: &Path) {
     }
 }
 
-/// From here on a panic anywhere ends the process with `EngineCrashed`: a half-dead server that still answers
-/// its probes is worse than a restart.
+/// From here on a panic ends the process with `EngineCrashed`, on whichever thread: a half-dead server that still
+/// answers its probes is worse than a restart. Those that the engine contains are logged and unwind.
 pub(crate) fn exit_on_panic(termination_log: &Path) {
     static REPORTED: OnceLock<()> = OnceLock::new();
     let path = termination_log.to_owned();
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         default(info);
+        let place = info.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
+        let what = info.payload_as_str().unwrap_or("no message");
+        // Somebody up the stack answers for it: one request (or a load) fails, and says so.
+        if candela_engine::panic_is_contained() {
+            error!("a panic{place} is contained: {what}");
+            return;
+        }
         // A second thread may panic while the first one is on its way out.
         if REPORTED.set(()).is_ok() {
-            let place =
-                info.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
-            let what = info.payload_as_str().unwrap_or("no message");
             let message = format!("a fault of the server: panicked{place}: {what}; please report it");
             report(&Fatal::new(ExitReason::EngineCrashed, message), &path);
             std::process::exit(70);

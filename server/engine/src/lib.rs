@@ -11,6 +11,7 @@
 
 mod admission;
 mod config;
+mod contained;
 mod engine;
 mod error;
 mod facts;
@@ -30,6 +31,7 @@ mod text;
 mod weights;
 
 pub use config::{EmbeddedFile, EngineConfig, ModelSource};
+pub use contained::panic_is_contained;
 pub use engine::{ChatRequest, Engine, SpecialTokens, Stats, WarmUpError};
 pub use error::{LoadError, LoadPhase, LoadProgress, TextError};
 pub use facts::{Memory, ModelFacts};

@@ -1,10 +1,8 @@
 //! From files to a model: everything is read and checked in the order in which mistakes are cheapest to find.
 //! Config, headers and the memory limit come before any weight is converted.
 
-use std::panic::{self, AssertUnwindSafe};
-
 use crate::{
-    EngineConfig, LoadError, LoadPhase, LoadProgress, Memory, ModelFacts, ModelSource,
+    EngineConfig, LoadError, LoadPhase, LoadProgress, Memory, ModelFacts, ModelSource, contained,
     files::{self, Files},
     model::{self, HfConfig, Llama, Shape},
     text::{self, Text},
@@ -32,14 +30,14 @@ pub(crate) fn load(
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Loaded, LoadError> {
     check_config(config)?;
-    let work = AssertUnwindSafe(|| match source {
+    let work = || match source {
         ModelSource::Folder(path) => load_folder(&Files::folder(path)?, config, progress),
         ModelSource::Embedded(files) => load_folder(&Files::Embedded(files), config, progress),
         ModelSource::GgufFile(path) => load_gguf(path, config, progress),
-    });
+    };
     // The checks below should leave nothing for the libraries to panic about. If one does all the same, the
     // process must still report what it was given rather than die.
-    panic::catch_unwind(work).unwrap_or_else(|_| {
+    contained::run(work).unwrap_or_else(|_| {
         let file = match source {
             ModelSource::Folder(path) | ModelSource::GgufFile(path) => path.display().to_string(),
             ModelSource::Embedded(_) => "embedded model".to_owned(),

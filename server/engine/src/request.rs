@@ -102,6 +102,8 @@ pub struct TokenLogprob {
     pub logprob: f32,
     /// The token's own text.
     pub token: String,
+    /// What the token stands for, which need not be whole characters.
+    pub bytes: Vec<u8>,
     /// The likeliest tokens, likeliest first.
     pub top: Vec<TopLogprob>,
 }
@@ -111,6 +113,7 @@ pub struct TokenLogprob {
 pub struct TopLogprob {
     pub id: u32,
     pub token: String,
+    pub bytes: Vec<u8>,
     pub logprob: f32,
 }
 

@@ -2,13 +2,13 @@
 
 use std::{
     ops::ControlFlow,
-    panic::{self, AssertUnwindSafe},
     time::{Duration, Instant},
 };
 
 use crate::{
     CancelToken, Event, FinishReason, Finished, Sink, Timings, Token, TokenLogprob, TopLogprob, Usage,
     admission::Pending,
+    contained,
     model::KvCache,
     sampler::{self, Sampler},
     text::{Grown, Output, Text},
@@ -160,7 +160,7 @@ pub(crate) fn refuse(mut pending: Pending, reason: FinishReason) {
 
 /// A sink is a caller's code: if it panics, its request ends, not the engine.
 fn deliver(sink: &mut Sink, event: Event) -> ControlFlow<()> {
-    panic::catch_unwind(AssertUnwindSafe(|| sink(event))).unwrap_or_else(|_| {
+    contained::run(|| sink(event)).unwrap_or_else(|_| {
         tracing::error!("a sink panicked; its request is cancelled");
         ControlFlow::Break(())
     })
@@ -168,7 +168,14 @@ fn deliver(sink: &mut Sink, event: Event) -> ControlFlow<()> {
 
 fn logprob(logits: &[f32], id: u32, n: u32, text: &Text) -> TokenLogprob {
     let (logprob, top) = sampler::logprobs(logits, id, n as usize);
-    let top =
-        top.into_iter().map(|(id, logprob)| TopLogprob { id, token: text.token_text(id), logprob }).collect();
-    TokenLogprob { logprob, token: text.token_text(id), top }
+    let written = |id| {
+        let token = text.token_text(id);
+        (text.token_bytes(id, &token), token)
+    };
+    let top = top.into_iter().map(|(id, logprob)| {
+        let (bytes, token) = written(id);
+        TopLogprob { id, token, bytes, logprob }
+    });
+    let (bytes, token) = written(id);
+    TokenLogprob { logprob, token, bytes, top: top.collect() }
 }

@@ -2,7 +2,6 @@
 //! budget the next pieces of prompts, first come first served.
 
 use std::{
-    panic::{self, AssertUnwindSafe},
     sync::{Arc, atomic::Ordering},
     time::Instant,
 };
@@ -10,6 +9,7 @@ use std::{
 use crate::{
     FinishReason,
     admission::{Admission, Counters, Pending, Phase},
+    contained,
     model::{Chunk, KvCache, Llama},
     sequence::{self, Sequence},
     text::Text,
@@ -93,15 +93,29 @@ impl Worker {
     /// A step whose failure, even by a panic in a library, ends the sequences that took part and nothing else: the
     /// weights are never written to.
     fn guarded_step(&self, running: &mut [Sequence]) {
-        let outcome = panic::catch_unwind(AssertUnwindSafe(|| self.step(running)));
+        let outcome = contained::run(|| self.step(running));
         let message = match outcome {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
-            Err(_) => "a step panicked".to_owned(),
+            Err(_) => {
+                self.check_pools();
+                "a step panicked".to_owned()
+            }
         };
         tracing::error!(message, "step failed");
         for sequence in running {
             sequence.finish(FinishReason::Error(message.clone()), &self.text);
+        }
+    }
+
+    /// A panic poisons the lock of candle's pool, and then every product that needs it panics as well. Whether that
+    /// came to pass shows in one more token, which nothing contains: better a restart than an engine that fails each
+    /// request.
+    fn check_pools(&self) {
+        let mut cache = KvCache::new(&self.model.shape, self.limits.context_length);
+        let mut chunks = [Chunk { tokens: &[0], cache: &mut cache, wants_logits: true }];
+        if let Err(error) = self.model.forward(&mut chunks) {
+            tracing::error!(%error, "the step after a panic failed as well");
         }
     }
 

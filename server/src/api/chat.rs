@@ -127,13 +127,13 @@ fn choice(
 
 fn logprob(of: EngineLogprob) -> TokenLogprob {
     let top = of.top.into_iter().map(|top| TopLogprob {
-        bytes: Some(top.token.as_bytes().to_vec()),
+        bytes: Some(top.bytes),
         token: top.token,
         logprob: finite(top.logprob),
     });
     TokenLogprob {
         top_logprobs: top.collect(),
-        bytes: Some(of.token.as_bytes().to_vec()),
+        bytes: Some(of.bytes),
         logprob: finite(of.logprob),
         token: of.token,
     }

@@ -5,11 +5,9 @@ mod gguf_tokenizer;
 mod hf_tokenizer;
 mod output;
 mod python_json;
+mod token_bytes;
 
-use std::{
-    collections::BTreeSet,
-    panic::{self, AssertUnwindSafe},
-};
+use std::collections::BTreeSet;
 
 use tokenizers::Tokenizer;
 
@@ -18,7 +16,7 @@ pub(crate) use gguf_tokenizer::from_gguf;
 pub(crate) use hf_tokenizer::from_folder;
 pub(crate) use output::{Grown, Output};
 
-use crate::{ChatRequest, SpecialTokens, TextError};
+use crate::{ChatRequest, SpecialTokens, TextError, contained};
 
 /// What turns text into tokens for one model.
 pub(crate) struct Text {
@@ -73,6 +71,11 @@ impl Text {
         guarded(|| self.tokenizer.decode(&[id], false)).unwrap_or_default()
     }
 
+    /// The bytes of that token; `text` as above.
+    pub(crate) fn token_bytes(&self, id: u32, text: &str) -> Vec<u8> {
+        token_bytes::token_bytes(text, self.tokenizer.id_to_token(id).as_deref())
+    }
+
     pub(crate) fn render_chat(&self, request: &ChatRequest) -> Result<String, TextError> {
         let template = self.template.as_ref().ok_or(TextError::NoChatTemplate)?;
         template.render(request)
@@ -82,7 +85,7 @@ impl Text {
 /// Runs the tokenizer library on input that others chose. Its errors are boxed and its panics (a regular
 /// expression that gives up, an index into a vocabulary with holes) must not end the engine.
 pub(crate) fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, TextError> {
-    match panic::catch_unwind(AssertUnwindSafe(work)) {
+    match contained::run(work) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(TextError::Tokenizer(error.to_string())),
         Err(_) => Err(TextError::Tokenizer("it panicked on this input".to_owned())),
