@@ -9,6 +9,7 @@ use candela_wire::{config::ServerConfig, internal::Startup, openai::RequestLimit
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
+    api::Budget,
     lifecycle::Lifecycle,
     metrics::{Metrics, Now},
     model::Served,
@@ -18,7 +19,7 @@ use crate::{
 /// Bounds of one process that `server.json` does not set.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Bytes of a request's body.
+    /// Bytes of a request's body; less where the model's context or the container's memory is small.
     pub body_bytes: usize,
     /// Time for a whole body to arrive.
     pub body: Duration,
@@ -42,7 +43,8 @@ pub struct Limits {
     pub request: Duration,
     /// From SIGTERM until the listener closes: endpoints need that long to forget this pod.
     pub drain_window: Duration,
-    /// A step that takes longer than this while there is work means a wedged engine.
+    /// A step that takes longer than this while there is work means a wedged engine: `/livez` fails, and `/readyz`
+    /// after half of it.
     pub heartbeat: Duration,
     pub shape: RequestLimits,
 }
@@ -68,10 +70,6 @@ impl Default for Limits {
     }
 }
 
-/// Read without asking; larger (or of unannounced length) needs one of [`LARGE_BODIES`] permits.
-pub(crate) const SMALL_BODY_BYTES: u64 = 64 << 10;
-pub(crate) const LARGE_BODIES: usize = 64;
-
 /// One process.
 pub(crate) struct App {
     pub(crate) config: ServerConfig,
@@ -84,8 +82,8 @@ pub(crate) struct App {
     pub(crate) startup: OnceLock<Startup>,
     /// Requests between their body and the engine's queue; more than that queue holds is refused at once.
     pub(crate) preparing: Arc<Semaphore>,
-    /// Bodies of more than [`SMALL_BODY_BYTES`] that are being read: bounds what slow uploads may hold.
-    pub(crate) large_bodies: Arc<Semaphore>,
+    /// For bodies between their headers and their job.
+    pub(crate) bodies: Budget,
     /// Of the requests that prepare, how many tokenise at the same time.
     pub(crate) tokenising: Arc<Semaphore>,
     pub(crate) began: Instant,

@@ -76,7 +76,7 @@ struct ServeArgs {
     /// Open client connections.
     #[arg(long, default_value_t = Limits::default().connections, value_parser = positive)]
     max_connections: usize,
-    /// Largest request body in bytes.
+    /// Largest request body in bytes; a short context or little memory lower it.
     #[arg(long, default_value_t = Limits::default().body_bytes, value_parser = positive)]
     max_body_bytes: usize,
     /// Seconds after SIGTERM in which new requests are still answered.

@@ -60,10 +60,12 @@ async fn livez(State(app): State<Arc<App>>) -> Response {
     let Some(served) = app.served.get() else {
         return (StatusCode::OK, starting(&app.progress)).into_response();
     };
-    match wedged(&served.engine.stats(), app.limits.heartbeat) {
-        None => "alive\n".into_response(),
-        Some(message) => (StatusCode::SERVICE_UNAVAILABLE, message).into_response(),
-    }
+    let wedged = wedged(&served.engine.stats(), app.limits.heartbeat);
+    wedged.map_or_else(|| "alive\n".into_response(), unavailable)
+}
+
+fn unavailable(message: String) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, message).into_response()
 }
 
 /// Why the engine counts as stuck. Silence while there is nothing to do is no sign of that.
@@ -79,21 +81,26 @@ fn wedged(stats: &Stats, limit: Duration) -> Option<String> {
     })
 }
 
+/// A wedged engine loses its traffic in half the time after which `/livez` gives it up: if it comes round, nothing
+/// is lost by a restart.
 async fn readyz(State(app): State<Arc<App>>) -> Response {
-    match app.lifecycle.stage() {
-        Stage::Ready => "ready\n".into_response(),
-        Stage::Loading => (StatusCode::SERVICE_UNAVAILABLE, starting(&app.progress)).into_response(),
-        Stage::Draining | Stage::Closing | Stage::Ending => {
-            (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()
+    match (app.lifecycle.stage(), app.served.get()) {
+        (Stage::Ready, Some(served)) => {
+            let wedged = wedged(&served.engine.stats(), app.limits.heartbeat / 2);
+            wedged.map_or_else(|| "ready\n".into_response(), unavailable)
         }
+        (Stage::Loading | Stage::Ready, _) => unavailable(starting(&app.progress)),
+        (Stage::Draining | Stage::Closing | Stage::Ending, _) => unavailable("draining\n".to_owned()),
     }
 }
 
+/// Passes while loading moves, so that no load is killed for being slow; traffic waits for `/readyz`.
 async fn startupz(State(app): State<Arc<App>>) -> Response {
-    match app.served.get() {
-        Some(_) => "started\n".into_response(),
-        None => (StatusCode::SERVICE_UNAVAILABLE, starting(&app.progress)).into_response(),
+    if app.served.get().is_some() {
+        return "started\n".into_response();
     }
+    let stalled = app.progress.still_for() >= Duration::from_secs(app.config.startup_stall_seconds.into());
+    if stalled { unavailable(starting(&app.progress)) } else { starting(&app.progress).into_response() }
 }
 
 fn starting(progress: &Progress) -> String {

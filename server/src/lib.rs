@@ -18,6 +18,7 @@ mod metrics;
 mod model;
 mod progress;
 mod resources;
+mod resting;
 
 pub use app::Limits;
 pub use exit::Fatal;

@@ -4,11 +4,9 @@
 use std::{
     io,
     net::SocketAddr,
+    os::fd::AsFd,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -20,7 +18,7 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, Sleep},
 };
 use tokio_util::task::TaskTracker;
@@ -31,6 +29,7 @@ use crate::{
     Fatal,
     app::Limits,
     lifecycle::{Lifecycle, Stage},
+    resting::{Life, Open, Part},
 };
 
 /// One listener.
@@ -38,7 +37,7 @@ pub(crate) struct Listener {
     pub(crate) socket: TcpListener,
     pub(crate) router: Router,
     pub(crate) lifecycle: Lifecycle,
-    /// Accepting ends, and resting connections close, when this stage is entered.
+    /// Accepting ends when this stage is entered, and resting connections close [`LINGER`] later.
     pub(crate) until: Stage,
     pub(crate) bounds: Bounds,
     pub(crate) connections: Gauge,
@@ -52,6 +51,8 @@ pub(crate) struct Bounds {
     pub(crate) idle: Duration,
     pub(crate) write: Duration,
     pub(crate) connections: usize,
+    /// Whether a connection may rest between two requests.
+    pub(crate) keep_alive: bool,
 }
 
 impl Bounds {
@@ -61,15 +62,20 @@ impl Bounds {
             idle: limits.idle,
             write: limits.write,
             connections: limits.connections,
+            keep_alive: true,
         }
     }
 
-    /// Probes, scrapes and the operator: few and quick.
+    /// Probes, scrapes and the operator: quick, and each with a connection of its own, so that nobody can keep
+    /// the kubelet out by holding connections open.
     pub(crate) fn internal() -> Self {
-        let ten = Duration::from_secs(10);
-        Self { header: ten, idle: Duration::from_secs(75), write: ten, connections: 64 }
+        let (header, write) = (Duration::from_secs(2), Duration::from_secs(10));
+        Self { header, idle: header, write, connections: 1024, keep_alive: false }
     }
 }
+
+/// For requests that were sent before their client could know that this pod goes.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Unread bytes of one answer that the kernel keeps.
 const SEND_BUFFER_BYTES: u32 = 64 << 10;
@@ -91,30 +97,21 @@ impl Listener {
     /// Accepts until told to stop, then returns once every connection has ended.
     pub(crate) async fn run(self) {
         let slots = Arc::new(Semaphore::new(self.bounds.connections));
+        let open = Arc::new(Open::default());
         let tracker = TaskTracker::new();
         let stop = self.lifecycle.reached(self.until);
         tokio::pin!(stop);
         loop {
-            let accepted = async {
-                // A slot first: connections over the bound stay in the backlog instead of costing memory.
-                let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
-                Some((slot, self.socket.accept().await))
-            };
-            let (slot, accepted) = tokio::select! {
+            let accepted = tokio::select! {
                 biased;
                 () = &mut stop => break,
-                Some(pair) = accepted => pair,
+                accepted = self.socket.accept() => accepted,
             };
             match accepted {
+                // One over the bound is held while it waits here; further ones stay in the kernel's backlog.
                 Ok((stream, peer)) => {
-                    let connection = self.connection(stream);
-                    let open = OpenGuard::new(&self.connections);
-                    tracker.spawn(async move {
-                        if let Err(err) = connection.await {
-                            debug!(%peer, %err, "connection ended early");
-                        }
-                        drop((slot, open));
-                    });
+                    let slot = self.slot(&slots, &open).await;
+                    self.serve(&tracker, &open, stream, peer, slot);
                 }
                 Err(err) => {
                     // Out of file descriptors, or a client that has already gone: neither is fixed by spinning.
@@ -123,22 +120,84 @@ impl Listener {
                 }
             }
         }
+        // Who has connected by now is answered; closing the socket would reset them.
+        while let Some((stream, peer)) = self.accept_pending() {
+            self.serve(&tracker, &open, stream, peer, None);
+        }
         drop(self.socket);
         tracker.close();
         tracker.wait().await;
     }
 
-    fn connection(&self, stream: TcpStream) -> impl Future<Output = hyper::Result<()>> + use<> {
+    /// The next connection of the backlog, asked of the kernel itself: tokio only knows of those that its last look
+    /// found.
+    fn accept_pending(&self) -> Option<(TcpStream, SocketAddr)> {
+        let socket = std::net::TcpListener::from(self.socket.as_fd().try_clone_to_owned().ok()?);
+        let (stream, peer) = socket.accept().ok()?;
+        stream.set_nonblocking(true).ok()?;
+        Some((TcpStream::from_std(stream).ok()?, peer))
+    }
+
+    /// Waits for one of the bounded number of connections to end, if need be the one that has rested longest.
+    /// `None` = the bound is lifted, as a drain must leave nobody in the backlog.
+    async fn slot(&self, slots: &Arc<Semaphore>, open: &Open) -> Option<OwnedSemaphorePermit> {
+        let draining = self.lifecycle.reached(Stage::Draining);
+        tokio::pin!(draining);
+        loop {
+            if let Ok(slot) = Arc::clone(slots).try_acquire_owned() {
+                return Some(slot);
+            }
+            let told = open.close_longest_resting();
+            let another = async {
+                if told {
+                    // It goes at once, unless its next request came first.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                } else {
+                    open.rested.notified().await;
+                }
+            };
+            tokio::select! {
+                biased;
+                () = &mut draining => return None,
+                slot = Arc::clone(slots).acquire_owned() => return slot.ok(),
+                () = another => {}
+            }
+        }
+    }
+
+    fn serve(
+        &self,
+        tracker: &TaskTracker,
+        open: &Arc<Open>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        slot: Option<OwnedSemaphorePermit>,
+    ) {
+        let entry = open.add(&self.connections);
+        let connection = self.connection(stream, Arc::clone(&entry.life));
+        tracker.spawn(async move {
+            if let Err(err) = connection.await {
+                debug!(%peer, %err, "connection ended early");
+            }
+            drop((slot, entry));
+        });
+    }
+
+    fn connection(
+        &self,
+        stream: TcpStream,
+        life: Arc<Life>,
+    ) -> impl Future<Output = hyper::Result<()>> + use<> {
         if let Err(err) = stream.set_nodelay(true) {
             debug!(%err, "cannot set TCP_NODELAY");
         }
-        let part = Arc::new(AtomicU8::new(AWAITING_HEAD));
-        let stream = Guarded::new(stream, self.bounds, Arc::clone(&part), self.closed_slow.clone());
+        let stream = Guarded::new(stream, self.bounds, Arc::clone(&life), self.closed_slow.clone());
+        let answering = Arc::clone(&life);
         let router = self.router.clone();
         let service = service_fn(move |request: Request<Incoming>| {
-            part.store(ANSWERING, Ordering::Relaxed);
+            answering.enter(Part::Answering);
             let router = router.clone();
-            let resting = RestGuard(Arc::clone(&part));
+            let resting = RestGuard(Arc::clone(&answering));
             async move {
                 let response = router.oneshot(request.map(Body::new)).await;
                 response.map(|response| response.map(|body| Body::new(WithGuard { body, _guard: resting })))
@@ -147,6 +206,7 @@ impl Listener {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.bounds.idle)
+            .keep_alive(self.bounds.keep_alive)
             .max_headers(64)
             .max_buf_size(64 << 10)
             .serve_connection(TokioIo::new(stream), service);
@@ -154,26 +214,37 @@ impl Listener {
         let until = self.until;
         async move {
             tokio::pin!(connection);
+            let closing = async {
+                lifecycle.reached(until).await;
+                // A request may be on its way; its answer says that the connection closes.
+                tokio::select! {
+                    () = tokio::time::sleep(LINGER) => {}
+                    () = lifecycle.reached(Stage::Ending) => {}
+                }
+            };
             tokio::select! {
+                // First, so that bytes which have arrived count as a request begun.
+                biased;
                 result = connection.as_mut() => return result,
-                () = lifecycle.reached(until) => connection.as_mut().graceful_shutdown(),
+                () = closing => {}
+                () = life.told_to_close() => {}
             }
+            // hyper would wait for the first request of a connection that has had none.
+            if life.part() == Part::Fresh {
+                return Ok(());
+            }
+            connection.as_mut().graceful_shutdown();
             connection.await
         }
     }
 }
 
-/// Parts of a connection's life; see [`Guarded`].
-const AWAITING_HEAD: u8 = 0;
-const ANSWERING: u8 = 1;
-const RESTING: u8 = 2;
-
 /// Sets the part back when an answer's body is done.
-struct RestGuard(Arc<AtomicU8>);
+struct RestGuard(Arc<Life>);
 
 impl Drop for RestGuard {
     fn drop(&mut self) {
-        self.0.store(RESTING, Ordering::Relaxed);
+        self.0.enter(Part::Resting);
     }
 }
 
@@ -203,28 +274,13 @@ impl hyper::body::Body for WithGuard {
     }
 }
 
-struct OpenGuard(Gauge);
-
-impl OpenGuard {
-    fn new(gauge: &Gauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for OpenGuard {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
 /// A stream that fails when its client is too slow. hyper has one limit for "until the headers are read", which
 /// starts while a kept-alive connection rests; resting may be long and headers may not, so the short limit is
 /// here: it runs from the first byte after a rest until the request reaches the service.
 struct Guarded {
     stream: TcpStream,
     bounds: Bounds,
-    part: Arc<AtomicU8>,
+    life: Arc<Life>,
     head_deadline: Pin<Box<Sleep>>,
     /// Runs while a write is pending.
     write_deadline: Option<Pin<Box<Sleep>>>,
@@ -232,9 +288,9 @@ struct Guarded {
 }
 
 impl Guarded {
-    fn new(stream: TcpStream, bounds: Bounds, part: Arc<AtomicU8>, closed_slow: Counter) -> Self {
+    fn new(stream: TcpStream, bounds: Bounds, life: Arc<Life>, closed_slow: Counter) -> Self {
         let head_deadline = Box::pin(tokio::time::sleep(bounds.header));
-        Self { stream, bounds, part, head_deadline, write_deadline: None, closed_slow }
+        Self { stream, bounds, life, head_deadline, write_deadline: None, closed_slow }
     }
 
     fn too_slow(&self, what: &'static str) -> io::Error {
@@ -263,13 +319,16 @@ impl AsyncRead for Guarded {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        let part = self.part.load(Ordering::Relaxed);
-        if buf.filled().len() > before && part == RESTING {
-            self.part.store(AWAITING_HEAD, Ordering::Relaxed);
-            let deadline = Instant::now() + self.bounds.header;
-            self.head_deadline.as_mut().reset(deadline);
+        let part = self.life.part();
+        if buf.filled().len() > before && matches!(part, Part::Resting | Part::Fresh) {
+            self.life.enter(Part::Head);
+            // For the first request it runs from accepting.
+            if part == Part::Resting {
+                let deadline = Instant::now() + self.bounds.header;
+                self.head_deadline.as_mut().reset(deadline);
+            }
         }
-        if result.is_pending() && part == AWAITING_HEAD {
+        if result.is_pending() && matches!(part, Part::Fresh | Part::Head) {
             ready!(self.head_deadline.as_mut().poll(cx));
             return Poll::Ready(Err(self.too_slow("the request's headers take too long")));
         }

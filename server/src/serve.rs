@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use crate::{
     Fatal, Limits, api,
-    app::{App, LARGE_BODIES},
+    app::App,
     internal,
     lifecycle::{Lifecycle, Stage},
     listen::{self, Bounds, Listener},
@@ -141,7 +141,7 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
         served: OnceLock::new(),
         startup: OnceLock::new(),
         preparing: Arc::new(Semaphore::new(limits.queue + limits.sequences)),
-        large_bodies: Arc::new(Semaphore::new(LARGE_BODIES)),
+        bodies: api::Budget::of(resources.memory_bytes),
         tokenising: Arc::new(Semaphore::new(threads)),
         began,
         config,
@@ -268,3 +268,6 @@ async fn drain(app: &Arc<App>, public: tokio::task::JoinHandle<()>) {
     }
     info!("drained");
 }
+
+#[cfg(test)]
+mod tests;

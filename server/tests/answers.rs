@@ -276,3 +276,31 @@ async fn counts_are_exact_and_the_status_tells_the_facts() {
     }
     assert_eq!(END_OF_TEXT, 257, "logit_bias above names it");
 }
+
+#[tokio::test]
+async fn bodies_are_bounded_by_the_context_and_by_what_they_would_grow_to() {
+    let server = Server::of(&TinyModel::default()).await;
+    // Below the default limit, but no 256 tokens have so many bytes.
+    let refused = server.chat(json!({"padding": "a".repeat(100_000)})).await;
+    assert_eq!(refused.status(), 413);
+    let error: ErrorBody = refused.json().await.unwrap();
+    assert!(error.error.message.contains("larger than 73728 bytes"), "{}", error.error.message);
+    let refused = server.chat(json!({"metadata": vec![json!({}); 20_000]})).await;
+    assert_eq!(refused.status(), 400);
+    let error: ErrorBody = refused.json().await.unwrap();
+    assert_eq!(error.error.code.as_deref(), Some("too_many_values"));
+}
+
+#[tokio::test]
+async fn the_bytes_of_a_token_that_is_no_whole_character_are_its_own() {
+    let server = Server::of(&TinyModel::default()).await;
+    // The first byte of most of what lies beyond Latin, on its own.
+    let wishes = json!({"max_tokens": 1, "logprobs": true, "top_logprobs": 20, "logit_bias": {"226": 100}});
+    let answer: Value = server.chat(wishes).await.json().await.unwrap();
+    let of = &answer["choices"][0]["logprobs"]["content"][0];
+    assert_eq!(of["bytes"], json!([226]), "{of}");
+    for top in of["top_logprobs"].as_array().unwrap() {
+        let bytes = top["bytes"].as_array().unwrap();
+        assert!(bytes.len() == 1 || top["token"].as_str().unwrap().starts_with("<|"), "{top}");
+    }
+}

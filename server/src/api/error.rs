@@ -145,6 +145,19 @@ impl ApiError {
         }
     }
 
+    /// Whether the same request would only fail again, at the same cost. OpenAI's clients repeat every 408 and 5xx
+    /// twice unless told not to.
+    fn repeat_is_useless(&self) -> bool {
+        matches!(
+            self,
+            Self::BodyTooSlow { .. }
+                | Self::Deadline { .. }
+                | Self::FirstToken { .. }
+                | Self::SlowReader
+                | Self::Engine(_)
+        )
+    }
+
     /// Whether unread bytes of the request may follow, so that the connection cannot be used again.
     fn leaves_body(&self) -> bool {
         matches!(
@@ -219,6 +232,9 @@ impl IntoResponse for ApiError {
         if let Self::Method { allowed } = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
         }
+        if self.repeat_is_useless() {
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        }
         if self.leaves_body() {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -235,6 +251,22 @@ mod tests {
         let response = ApiError::QueueFull { retry_after: Duration::from_millis(200) }.into_response();
         assert_eq!(response.status(), 429);
         assert_eq!(response.headers()["retry-after"], "1");
+    }
+
+    #[test]
+    fn clients_repeat_what_may_pass_and_nothing_else() {
+        let limit = Duration::from_secs(1);
+        for useless in [
+            ApiError::BodyTooSlow { limit },
+            ApiError::Deadline { limit },
+            ApiError::FirstToken { limit },
+            ApiError::Engine("x".into()),
+        ] {
+            assert_eq!(useless.into_response().headers()["x-should-retry"], "false");
+        }
+        for passes in [ApiError::QueueFull { retry_after: limit }, ApiError::ShuttingDown] {
+            assert!(!passes.into_response().headers().contains_key("x-should-retry"));
+        }
     }
 
     #[test]

@@ -21,6 +21,9 @@ use crate::{
     lifecycle::{InFlight, Stage},
 };
 
+/// What the engine may be late with ending a request whose time is up: about a step.
+const ENGINE_SLACK: Duration = Duration::from_secs(1);
+
 /// Dropping it cancels the generation, which frees its slot at the engine's next step.
 pub(crate) struct Generation {
     app: Arc<App>,
@@ -86,9 +89,13 @@ impl Generation {
                 }
             }
         };
+        // The engine keeps the deadline itself, between steps. This one is for an engine that finishes none.
+        let limit = request_limit(&self.app);
+        let overdue = sleep_until(self.admitted + limit + ENGINE_SLACK);
         let received = tokio::select! {
             biased;
             received = timeout(patience, self.events.recv()) => received,
+            () = overdue => return self.fail("request_timeout", ApiError::Deadline { limit }),
             limit = late => return self.fail("first_token_timeout", ApiError::FirstToken { limit }),
             () = self.app.lifecycle.reached(Stage::Ending) => {
                 return self.fail("ended_by_drain", ApiError::ShuttingDown);

@@ -1,6 +1,7 @@
 //! The public listener: OpenAI routes, what they share, and what happens off them.
 
 mod answer;
+mod body;
 mod chat;
 mod completions;
 mod error;
@@ -25,6 +26,7 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use tracing::debug;
 
 use crate::{app::App, lifecycle::Stage, metrics::Answer, model::Served};
+pub(crate) use body::Budget;
 use error::ApiError;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -3,19 +3,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{body::Body, extract::Request};
-use bytes::Bytes;
+use axum::extract::Request;
 use candela_engine::{GenerateRequest, SamplingParams};
 use candela_wire::openai::{Logprobs, Sampling};
-use http::header;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use tokio::time::timeout;
 
-use super::{error::ApiError, served};
-use crate::{
-    app::{App, SMALL_BODY_BYTES},
-    model::Served,
-};
+use super::{body, error::ApiError, served};
+use crate::{app::App, model::Served};
 
 /// What both kinds of request come down to.
 pub(crate) struct Job {
@@ -31,51 +24,20 @@ pub(crate) async fn job(
     parse: fn(&App, &Served, &[u8]) -> Result<Job, ApiError>,
 ) -> Result<Job, ApiError> {
     // Before the body: nobody should upload megabytes to be told to come back.
-    served(app)?;
-    let body = read_body(app, request).await?;
+    let context_length = served(app)?.engine.facts().context_length;
+    let (body, room) = body::read(app, context_length, request).await?;
     let full = ApiError::QueueFull { retry_after: Duration::from_secs(1) };
     let preparing = Arc::clone(&app.preparing).try_acquire_owned().map_err(|_| full)?;
     let closed = |_| ApiError::ShuttingDown;
     let tokenising = Arc::clone(&app.tokenising).acquire_owned().await.map_err(closed)?;
     let app = Arc::clone(app);
     let work = move || {
-        let _permits = (preparing, tokenising);
+        let _permits = (preparing, tokenising, room);
+        body::check_values(&body, context_length)?;
         parse(&app, served(&app)?, &body)
     };
     // It ends without a result only if it panicked, and then so does the process.
     tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::ShuttingDown)?
-}
-
-async fn read_body(app: &App, request: Request) -> Result<Bytes, ApiError> {
-    let media_type = request.headers().get(header::CONTENT_TYPE).map(|value| value.as_bytes());
-    let is_json = |value: &[u8]| {
-        let end = value.iter().position(|byte| *byte == b';').unwrap_or(value.len());
-        value[..end].trim_ascii().eq_ignore_ascii_case(b"application/json")
-    };
-    if !media_type.is_none_or(is_json) {
-        return Err(ApiError::MediaType);
-    }
-    let limit = app.limits.body_bytes;
-    let announced =
-        request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if announced.is_some_and(|bytes: u64| bytes > limit as u64) {
-        return Err(ApiError::BodyTooLarge { limit });
-    }
-    let small = announced.is_some_and(|bytes| bytes <= SMALL_BODY_BYTES);
-    let _permit = if small {
-        None
-    } else {
-        let full = ApiError::QueueFull { retry_after: Duration::from_secs(1) };
-        Some(app.large_bodies.try_acquire().map_err(|_| full)?)
-    };
-    let body: Body = request.into_body();
-    let collected = timeout(app.limits.body, Limited::new(body, limit).collect()).await;
-    match collected {
-        Err(_) => Err(ApiError::BodyTooSlow { limit: app.limits.body }),
-        Ok(Err(err)) if err.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge { limit }),
-        Ok(Err(_)) => Err(ApiError::BodyBroken),
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-    }
 }
 
 /// Puts a tokenised prompt and the request's wishes together.

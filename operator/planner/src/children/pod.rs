@@ -147,8 +147,8 @@ fn fetch(resolved: &Resolved) -> Option<Container> {
     })
 }
 
-/// `/startupz` answers once the model is loaded and warm. Its budget is the progress deadline; that something moves
-/// meanwhile is watched by the server itself, which ends with `StartupStalled` when nothing does.
+/// Our server's `/startupz` passes while its load moves and fails when that stalls, so a load is never killed for being
+/// slow; the server also ends by itself then, with `StartupStalled`. A foreign server has the progress deadline.
 fn startup_probe(resolved: &Resolved) -> Probe {
     Probe {
         http_get: Some(get(resolved.engine == EngineName::Custom, "/startupz")),
