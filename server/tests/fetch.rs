@@ -196,6 +196,8 @@ async fn a_killed_fetch_goes_on_where_it_was_and_shows_its_progress() {
         command
     };
     let mut child = command().spawn().unwrap();
+    // The fetch under test is another process, and this one's may not have begun.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
     let part = to.path().join(NAME).join("model-1-of-2.safetensors.part");
     until("most of the first shard is there, and the metrics say so", || async {

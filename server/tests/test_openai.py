@@ -86,8 +86,12 @@ class OpenAiClient(unittest.TestCase):
             create(model=NAME, messages=QUESTION, tools=[{"type": "function", "function": {"name": "f"}}])
         self.assertEqual(caught.exception.param, "tools")
         with self.assertRaises(openai.BadRequestError) as caught:
-            create(model=NAME, messages=[{"role": "user", "content": "word " * 20_000}])
+            create(model=NAME, messages=[{"role": "user", "content": "word " * 10_000}])
         self.assertEqual(caught.exception.code, "context_length_exceeded")
+        # More bytes than any text that fits has: not even read.
+        with self.assertRaises(openai.APIStatusError) as caught:
+            create(model=NAME, messages=[{"role": "user", "content": "word " * 40_000}])
+        self.assertEqual((caught.exception.status_code, caught.exception.code), (413, "request_too_large"))
         with self.assertRaises(openai.BadRequestError) as caught:
             create(model=NAME, messages=QUESTION, extra_body={"colour": "red"})
         self.assertEqual(caught.exception.code, "unknown_parameter")
