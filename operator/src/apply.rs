@@ -6,7 +6,7 @@
 //! plain POST would do the same, but leaves the fields owned by an `Update`, so that leaving one out later would not
 //! remove it). Where the cache has one, the patch carries its uid (409 if it is gone, 422 if another has the name).
 
-use candela_planner::{ApplyFailure, Child, FIELD_MANAGER, Plan, owned_fields_differ};
+use candela_planner::{ApplyFailure, Child, FIELD_MANAGER, Plan, is_ours, owned_fields_differ};
 use kube::{
     Api,
     api::{DynamicObject, Patch, PatchParams, PostParams},
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tracing::info;
 
 use crate::{
-    cache::{Key, Raw, controller},
+    cache::{Key, Raw},
     context::Context,
     error::Error,
     observe::look_at,
@@ -77,7 +77,7 @@ async fn apply_child(ctx: &Context, owner: &Owner, child: &Child) -> Result<bool
     }
     match &live {
         Some(live) => {
-            let ours = controller(&live.meta).is_some_and(|controller| controller.uid == owner.uid);
+            let ours = is_ours(&live.value, &owner.key.name, &owner.uid);
             if !(ours || ctx.planted.has(PlantedBug::MissingOwnerReference)) {
                 // The planner refuses what it sees; this one came after it looked.
                 return Err(Error::Stale { object: object() });
@@ -125,8 +125,7 @@ async fn taken(ctx: &Context, owner: &Owner, child: &Child, key: &Key) -> Result
     let cache = ctx.caches.children(child.kind);
     match look_at(ctx, child.kind, key).await? {
         Some(live) => {
-            let ours = controller(&live.meta).is_some_and(|controller| controller.uid == owner.uid);
-            if ours {
+            if is_ours(&live.value, &owner.key.name, &owner.uid) {
                 // Ours without our label, or the watch is late.
                 ctx.foreign.remove(child.kind, key);
                 cache.wrote(live);

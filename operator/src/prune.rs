@@ -26,15 +26,29 @@ pub async fn prune(ctx: &Context, owner: &Owner, plan: &Plan) -> Result<usize, E
         for live in cache.owned_by(&owner.uid) {
             let key = Key::of(&live.meta);
             let wanted = plan.children.iter().any(|child| child.kind == kind && child.name() == key.name);
-            if wanted || live.meta.deletion_timestamp.is_some() {
+            let kept = plan.kept.contains(&(kind, key.name.clone()));
+            if wanted || kept || live.meta.deletion_timestamp.is_some() {
                 continue;
             }
-            ctx.brake.pass(&owner.key, ctx.caches.resources.len())?;
+            if interrupts(kind) {
+                ctx.brake.pass(&owner.key, ctx.caches.resources.len())?;
+            }
             delete(ctx, kind, &key, &live).await?;
             n_deleted += 1;
         }
     }
     Ok(n_deleted)
+}
+
+/// Whether a wrong delete could be felt by clients. The others come and go in normal work: a budget with the second
+/// replica, a ConfigMap with each configuration, after the last pod that reads it.
+fn interrupts(kind: OwnedKind) -> bool {
+    match kind {
+        OwnedKind::ConfigMap | OwnedKind::PodDisruptionBudget => false,
+        OwnedKind::ServiceAccount | OwnedKind::Service | OwnedKind::NetworkPolicy | OwnedKind::Deployment => {
+            true
+        }
+    }
 }
 
 async fn delete(ctx: &Context, kind: OwnedKind, key: &Key, live: &Raw) -> Result<(), Error> {

@@ -3,8 +3,8 @@
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
-use candela_crds::LlmDeployment;
-use candela_planner::{Stamp, plan, recheck_after, status};
+use candela_crds::{LlmDeployment, LlmDeploymentStatus};
+use candela_planner::{Stamp, plan, recheck_after, status, unreadable};
 use futures::FutureExt as _;
 use jiff::{Timestamp, Unit};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -40,7 +40,10 @@ pub async fn pass(ctx: &Context, key: &Key) -> Result<Outcome, Error> {
         // Its children carry owner references: the garbage collector does the rest.
         return Ok(Outcome::default());
     }
-    let resource = parse(&raw)?;
+    let resource = match parse(&raw) {
+        Ok(resource) => resource,
+        Err(source) => return Err(say_unreadable(ctx, key, &raw, source).await),
+    };
     let owner = Owner { key: key.clone(), uid: raw.meta.uid.clone().unwrap_or_default() };
 
     observe::refresh_foreign(ctx, key).await?;
@@ -49,10 +52,14 @@ pub async fn pass(ctx: &Context, key: &Key) -> Result<Outcome, Error> {
     let applied = apply::apply(ctx, &owner, &outcome.plan).await?;
     let mut n_writes = applied.n_written;
     let failure = match applied.failure {
-        None => {
-            n_writes += prune::prune(ctx, &owner, &outcome.plan).await?;
-            None
-        }
+        // What could not be deleted keeps nothing from being said; it is tried again after the status is written.
+        None => match prune::prune(ctx, &owner, &outcome.plan).await {
+            Ok(n_deleted) => {
+                n_writes += n_deleted;
+                None
+            }
+            Err(error) => Some(error),
+        },
         // A server that is away for a moment is nobody's business; one that stays away is.
         Some((failure, error)) if failure.retryable && ctx.backoff.n_failures(key) < PATIENCE => {
             return Err(error);
@@ -68,7 +75,7 @@ pub async fn pass(ctx: &Context, key: &Key) -> Result<Outcome, Error> {
     let acted_on = latest(ctx, key, &raw);
     let stamp = Stamp { generation: acted_on.meta.generation.unwrap_or_default(), now: now() };
     let status = status(&resource, &outcome, &seen, &ctx.settings, stamp.clone());
-    if write_if_changed(ctx, key, &acted_on, &resource, &status).await? {
+    if write_if_changed(ctx, key, &acted_on, resource.status.as_ref(), &status).await? {
         n_writes += 1;
         events::publish(ctx, &resource, &status.conditions).await;
     }
@@ -95,8 +102,19 @@ async fn isolated(pass: impl Future<Output = Result<Outcome, Error>>) -> Result<
     })
 }
 
-fn parse(raw: &Raw) -> Result<LlmDeployment, Error> {
-    serde_json::from_value(raw.value.clone()).map_err(|source| Error::Malformed { source })
+fn parse(raw: &Raw) -> Result<LlmDeployment, serde_json::Error> {
+    serde_json::from_value(raw.value.clone())
+}
+
+/// Says in the status what cannot be read; the error is that, or why it could not be said.
+async fn say_unreadable(ctx: &Context, key: &Key, raw: &Raw, source: serde_json::Error) -> Error {
+    let previous: Option<LlmDeploymentStatus> = serde_json::from_value(raw.value["status"].clone()).ok();
+    let stamp = Stamp { generation: raw.meta.generation.unwrap_or_default(), now: now() };
+    let status = unreadable(previous.as_ref(), &source.to_string(), &stamp);
+    match write_if_changed(ctx, key, raw, previous.as_ref(), &status).await {
+        Ok(_) => Error::Malformed { source },
+        Err(error) => error,
+    }
 }
 
 /// The object that the pass began with. The planted bug takes a newer one, if there is one by now: its generation is

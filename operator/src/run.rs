@@ -131,7 +131,7 @@ pub async fn run(options: RunOptions) -> Result<(), RunError> {
     crate::watches::spawn(&ctx, watch_namespace.as_deref(), &mut tasks);
 
     let stop = CancellationToken::new();
-    let ended = {
+    let (ended, finished) = {
         let mut election = std::pin::pin!(elector.run());
         let mut work = std::pin::pin!(lead(Arc::clone(&ctx), config, permit, stop.clone()));
         let ended = tokio::select! {
@@ -156,21 +156,23 @@ pub async fn run(options: RunOptions) -> Result<(), RunError> {
             }
             () = options.shutdown.cancelled() => Ok(()),
         };
+        let mut finished = false;
         if ended.is_ok() {
             info!("shutting down: finishing what has begun");
             draining.send_replace(true);
             stop.cancel();
             // The lease is renewed meanwhile, so that the last writes are covered too.
             tokio::select! {
-                _ = &mut work => {}
+                _ = &mut work => finished = true,
                 _ = &mut election => {}
                 () = tokio::time::sleep(DRAIN) => warn!("some passes did not finish in time"),
             }
         }
-        ended
-        // Dropping `work` aborts what is left of it: after this nothing of ours writes.
+        // Dropping `work` aborts what is left of it, but not what the API server has already been sent.
+        (ended, finished)
     };
-    if ended.is_ok() {
+    // A lease given up lets another replica write at once; a write of ours that may still arrive must find it held.
+    if finished {
         elector.release().await;
     }
     ended

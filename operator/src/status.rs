@@ -1,7 +1,7 @@
 //! `status`: one write, only if something changed, and only onto the very object that the pass was about: the PUT
 //! carries its resourceVersion, so a spec that changed meanwhile makes it a conflict and the next pass begins anew.
 
-use candela_crds::{LlmDeployment, LlmDeploymentStatus};
+use candela_crds::LlmDeploymentStatus;
 use candela_planner::FIELD_MANAGER;
 use kube::{
     Api,
@@ -21,10 +21,10 @@ pub async fn write_if_changed(
     ctx: &Context,
     key: &Key,
     raw: &Raw,
-    resource: &LlmDeployment,
+    previous: Option<&LlmDeploymentStatus>,
     status: &LlmDeploymentStatus,
 ) -> Result<bool, Error> {
-    if resource.status.as_ref() == Some(status) {
+    if previous == Some(status) {
         return Ok(false);
     }
     let object = || format!("status of LlmDeployment {key}");

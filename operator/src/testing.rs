@@ -41,6 +41,8 @@ struct State {
     asked: Vec<Asked>,
     /// Once the answers are used up, every write succeeds; counts the versions given out.
     echo: Option<u64>,
+    /// A method that is always answered so.
+    failing: Option<(Method, (u16, Value))>,
 }
 
 impl State {
@@ -61,6 +63,11 @@ impl Script {
         let script = Self::default();
         script.state.lock().answers.extend(answers);
         script
+    }
+
+    /// Answers every call of a method so.
+    pub(crate) fn fail(&self, method: Method, answer: (u16, Value)) {
+        self.state.lock().failing = Some((method, answer));
     }
 
     /// Lets every further write succeed.
@@ -91,6 +98,13 @@ impl Script {
                     query: head.uri.query().unwrap_or_default().to_owned(),
                     body: body.clone(),
                 });
+                let failing = state.failing.clone().filter(|(method, _)| *method == head.method);
+                if let Some((_, (code, answer))) = failing {
+                    return Response::builder()
+                        .status(code)
+                        .body(Body::from(answer.to_string().into_bytes()))
+                        .map_err(kube::Error::HttpError);
+                }
                 let answer = state.answers.pop_front().or_else(|| state.echo(&body));
                 let (code, answer) =
                     answer.unwrap_or_else(|| panic!("unexpected {} {}", head.method, head.uri));
@@ -174,5 +188,5 @@ pub(crate) fn raw(object: Value) -> Raw {
 }
 
 pub(crate) fn plan(children: Vec<Child>) -> Plan {
-    Plan { children, complete: true, waiting: None }
+    Plan { children, complete: true, ..Plan::default() }
 }

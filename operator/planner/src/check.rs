@@ -7,9 +7,8 @@ use k8s_openapi::api::core::v1::{ConfigMap, Container, PodSpec, Probe, Service};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
-use crate::children::CONFIG_HASH;
+use crate::children::{CONFIG_VOLUME, config_map_name};
 use crate::{OwnedKind, Plan};
 
 /// Each broken invariant in one sentence; empty = the plan is sound.
@@ -96,7 +95,7 @@ fn workload(plan: &Plan, deployment: &Deployment, notes: &mut Vec<String>) {
     volumes_are_used(pod, notes);
     ports_exist(plan, pod, notes);
     references_exist(plan, pod, notes);
-    config_rolls_pods(plan, template.annotations.unwrap_or_default().get(CONFIG_HASH), notes);
+    config_is_named_after_content(plan, deployment, notes);
     if let Some(rolling) = spec.strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref()) {
         let zero = |value: &Option<IntOrString>| match value {
             Some(IntOrString::Int(number)) => *number == 0,
@@ -214,7 +213,7 @@ fn references_exist(plan: &Plan, pod: &PodSpec, notes: &mut Vec<String>) {
     if !pod.service_account_name.as_ref().is_some_and(|name| planned(OwnedKind::ServiceAccount, name)) {
         notes.push("the pods' service account is not planned before them".to_owned());
     }
-    for volume in pod.volumes.iter().flatten().filter(|volume| volume.name == "candela-config") {
+    for volume in pod.volumes.iter().flatten().filter(|volume| volume.name == CONFIG_VOLUME) {
         let name = volume.config_map.as_ref().map_or("", |source| &source.name);
         if !planned(OwnedKind::ConfigMap, name) {
             notes.push(format!("ConfigMap `{name}` is not planned before the pods"));
@@ -222,12 +221,15 @@ fn references_exist(plan: &Plan, pod: &PodSpec, notes: &mut Vec<String>) {
     }
 }
 
-fn config_rolls_pods(plan: &Plan, hash: Option<&String>, notes: &mut Vec<String>) {
-    let data = of_kind::<ConfigMap>(plan, OwnedKind::ConfigMap).and_then(|config| config.data);
-    let expected = data
-        .and_then(|data| data.get(candela_wire::config::SERVER_CONFIG_KEY).cloned())
-        .map(|text| hex::encode(&Sha256::digest(text)[..16]));
-    if hash != expected.as_ref() {
-        notes.push("the pods' configuration hash is not that of the ConfigMap".to_owned());
+/// One name, one content: pods roll when the configuration changes, and a restarted container reads its own.
+fn config_is_named_after_content(plan: &Plan, deployment: &Deployment, notes: &mut Vec<String>) {
+    let Some(config) = of_kind::<ConfigMap>(plan, OwnedKind::ConfigMap) else { return };
+    let text = config.data.unwrap_or_default().remove(candela_wire::config::SERVER_CONFIG_KEY);
+    let resource = deployment.metadata.name.as_deref().unwrap_or_default();
+    if config.metadata.name != text.map(|text| config_map_name(resource, &text)) {
+        notes.push("the ConfigMap is not named after its content".to_owned());
+    }
+    if config.immutable != Some(true) {
+        notes.push("the ConfigMap of one configuration can be changed".to_owned());
     }
 }

@@ -23,12 +23,12 @@ pub mod rbac;
 
 pub use children::{desired, server_config};
 pub use differ::owned_fields_differ;
-pub use observed::{NodeFacts, Observed, SecretFacts};
+pub use observed::{NodeFacts, Observed, SecretFacts, is_ours};
 pub use owned::{OwnedKind, Presence};
 pub use plan::{ApplyFailure, Blocked, Child, Plan, PlanOutcome, Stamp, Waiting};
 pub use resolve::{Resolved, Source, resolve};
 pub use settings::{Device, ImageRule, NetworkPolicyEnforced, Settings};
-pub use status::{recheck_after, status};
+pub use status::{recheck_after, status, unreadable};
 
 use candela_crds::LlmDeployment;
 
@@ -40,7 +40,7 @@ pub fn plan(cr: &LlmDeployment, seen: &Observed, settings: &Settings) -> PlanOut
     let resolved = resolve(cr, seen, settings);
     let plan = match &resolved {
         Ok(resolved) => desired(resolved, seen),
-        Err(_) => Plan { children: Vec::new(), complete: false, waiting: Some(Waiting::Resolution) },
+        Err(_) => Plan { waiting: Some(Waiting::Resolution), ..Plan::default() },
     };
     PlanOutcome { resolved, plan, apply_failure: None }
 }

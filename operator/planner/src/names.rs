@@ -6,11 +6,11 @@ use candela_crds::LLM_DEPLOYMENT_LABEL;
 
 use crate::OwnedKind;
 
-/// Name of the child of this kind; at most 57 characters for a valid name.
+/// Name of the child of this kind; of ConfigMaps, of which there is one per configuration, the part before the hash.
 pub(crate) fn child(kind: OwnedKind, name: &str) -> String {
     match kind {
-        OwnedKind::ConfigMap => format!("{name}-config"),
-        OwnedKind::ServiceAccount
+        OwnedKind::ConfigMap
+        | OwnedKind::ServiceAccount
         | OwnedKind::Service
         | OwnedKind::NetworkPolicy
         | OwnedKind::PodDisruptionBudget

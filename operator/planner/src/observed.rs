@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use candela_crds::LLM_DEPLOYMENT_LABEL;
 use candela_wire::internal::ProcessStatus;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 
-use crate::OwnedKind;
+use crate::{FIELD_MANAGER, OwnedKind};
 
 /// One namespace as seen from one LlmDeployment.
 #[derive(Clone, Debug, Default)]
@@ -63,4 +64,24 @@ pub(crate) fn controller_uid(object: &Value) -> Option<&str> {
         .iter()
         .find(|owner| owner["controller"].as_bool() == Some(true))?["uid"]
         .as_str()
+}
+
+/// Whether a live object is this resource's to write: its controller is this resource; or it has none, as after
+/// `kubectl delete --cascade=orphan` or an owner reference removed by hand, and both its label and its managed fields
+/// say that this operator made it for a resource of this name. Labels alone prove nothing, they are copied with a
+/// manifest; an entry of our field manager comes from an apply of ours.
+pub fn is_ours(object: &Value, name: &str, uid: &str) -> bool {
+    let metadata = &object["metadata"];
+    match controller_uid(object) {
+        Some(controller) => controller == uid,
+        None => {
+            let applied = |entry: &Value| {
+                entry["manager"] == FIELD_MANAGER
+                    && entry["operation"] == "Apply"
+                    && entry.get("subresource").is_none()
+            };
+            metadata["labels"][LLM_DEPLOYMENT_LABEL] == name
+                && metadata["managedFields"].as_array().is_some_and(|entries| entries.iter().any(applied))
+        }
+    }
 }

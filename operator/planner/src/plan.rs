@@ -1,5 +1,7 @@
 //! A plan: the children that should exist, and whether they are all.
 
+use std::collections::BTreeSet;
+
 use candela_crds::{ConditionType, Reason};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::Value;
@@ -24,6 +26,8 @@ impl Child {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     pub children: Vec<Child>,
+    /// Children of earlier plans that are not applied any more and not pruned yet, because pods still use them.
+    pub kept: BTreeSet<(OwnedKind, String)>,
     /// Only then may anything be pruned.
     pub complete: bool,
     /// What an incomplete plan waits for.

@@ -5,7 +5,7 @@ use candela_crds::{
     Reason, USABLE_LABEL,
 };
 
-use crate::{Blocked, Device, Observed, SecretFacts, Settings, children, names, observed::controller_uid};
+use crate::{Blocked, Device, Observed, SecretFacts, Settings, children, names, observed::is_ours};
 
 /// A spec with nothing left to look up and no default left to apply.
 #[derive(Clone, Debug, PartialEq)]
@@ -192,11 +192,12 @@ fn authority(address: &str) -> Option<Source> {
     usable.then(|| Source::Fetched { host: host.to_owned(), port })
 }
 
-/// A live object of a child's name whose controller is not this resource is somebody else's: never adopted.
+/// A live object of a child's name that is not ours is somebody else's: never adopted.
 fn refuse_foreign_children(resolved: &Resolved, seen: &Observed) -> Result<(), Blocked> {
     for child in children::desired(resolved, seen).children {
         let (kind, name) = (child.kind, child.name());
-        let foreign = seen.child(kind, name).is_some_and(|live| controller_uid(live) != Some(&resolved.uid));
+        let foreign =
+            seen.child(kind, name).is_some_and(|live| !is_ours(live, &resolved.name, &resolved.uid));
         if foreign {
             return Err(Blocked {
                 condition: ConditionType::Validated,

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     backoff::Retry,
     prune::prune,
-    testing::{OWNER_UID, Script, failure, live, owner, plan, raw, service_account},
+    testing::{OWNER_UID, Script, failure, live, owner, plan, raw, reference, service_account},
 };
 use candela_planner::OwnedKind;
 
@@ -144,6 +144,46 @@ async fn prune_deletes_by_owner_uid_with_preconditions() {
     assert_eq!(asked[0].body["preconditions"], json!({"uid": "u1", "resourceVersion": "7"}));
     assert_eq!(asked[0].body["propagationPolicy"], "Background");
     assert_eq!(prune(&ctx, &owner(), &plan(vec![])).await.expect("gone from the cache"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_pods_still_read_stays_and_routine_clean_ups_trip_no_brake() {
+    let ended = || (200, json!({"kind": "Status", "status": "Success"}));
+    let script = Script::answering((0..30).map(|_| ended()));
+    let ctx = script.context();
+    let config = |name: &str, owner: &str| {
+        let object = json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": name, "namespace": "ns", "uid": name, "resourceVersion": "7",
+                         "ownerReferences": [reference(owner)]},
+        });
+        let object = serde_json::from_value(object).expect("an object");
+        ctx.caches.children(OwnedKind::ConfigMap).applied(Raw::new(object, "v1", "ConfigMap"));
+    };
+    config("chat-old", OWNER_UID);
+    let kept = Plan { kept: [(OwnedKind::ConfigMap, "chat-old".to_owned())].into(), ..plan(vec![]) };
+    assert_eq!(prune(&ctx, &owner(), &kept).await.expect("kept"), 0);
+    // Many resources end a rollout within a minute.
+    for n in 0..29 {
+        config(&format!("r{n}-old"), &format!("u{n}"));
+        let owner = Owner { key: Key::new("ns", format!("r{n}")), uid: format!("u{n}") };
+        assert_eq!(prune(&ctx, &owner, &plan(vec![])).await.expect("deleted"), 1);
+    }
+    assert_eq!(prune(&ctx, &owner(), &plan(vec![])).await.expect("deleted"), 1);
+    script.asked();
+}
+
+#[tokio::test]
+async fn a_child_whose_owner_was_taken_off_gets_it_back() {
+    let script = Script::answering([(200, live("u1", 8, Some(OWNER_UID), false))]);
+    let ctx = script.context();
+    let mut orphan = live("u1", 7, None, false);
+    orphan["metadata"]["labels"] = json!({"candela.dev/llmdeployment": "chat"});
+    fill(&ctx, orphan);
+    assert_eq!(apply(&ctx, &owner(), &plan(vec![service_account()])).await.expect("applied").n_written, 1);
+    let asked = script.asked();
+    assert_eq!(asked[0].body["metadata"]["uid"], "u1");
+    assert_eq!(asked[0].body["metadata"]["ownerReferences"][0]["uid"], OWNER_UID);
 }
 
 #[tokio::test]

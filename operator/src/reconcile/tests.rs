@@ -101,7 +101,37 @@ async fn an_unreadable_object_waits_for_a_change_and_the_others_go_on() {
     work_on(&ctx, &key()).await;
     let later = tokio::time::timeout(Duration::from_secs(3600), ctx.queue.next()).await;
     assert!(later.is_err(), "nothing to do until it changes");
-    assert_eq!(script.asked(), []);
+    // It is said once, and nothing else is touched.
+    let asked = script.asked();
+    assert_eq!(asked.len(), 1, "{asked:#?}");
+    assert!(asked[0].path.ends_with("/status"));
+    let status = &asked[0].body["status"];
+    assert_eq!(status["observedGeneration"], 1);
+    let stalled = status["conditions"].as_array().into_iter().flatten();
+    let stalled = stalled.clone().find(|condition| condition["type"] == "Stalled").expect("Stalled");
+    assert_eq!(stalled["reason"], "InvalidSpec");
+    assert!(stalled["message"].as_str().is_some_and(|text| text.contains("many")), "{stalled}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_deleted_keeps_nothing_from_being_said() {
+    let script = Script::default().then_echo();
+    let ctx = script.context();
+    let mut two = resource(1, 7);
+    two["spec"]["replicas"] = json!(2);
+    fill(&ctx, two);
+    pass(&ctx, &key()).await.expect("a pass");
+    script.asked();
+    // With one replica the budget goes: the delete is refused.
+    let mut one = resource(2, 1900);
+    one["spec"]["replicas"] = json!(1);
+    fill(&ctx, one);
+    script.fail(Method::DELETE, failure(500, "InternalError", "etcd is full"));
+    let error = pass(&ctx, &key()).await.expect_err("it will be tried again");
+    assert_eq!(error.retry(), Retry::Outage);
+    let asked = script.asked();
+    let status = asked.iter().find(|asked| asked.path.ends_with("/status")).expect("a status");
+    assert_eq!(status.body["status"]["observedGeneration"], 2);
 }
 
 #[tokio::test]

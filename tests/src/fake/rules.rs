@@ -149,6 +149,14 @@ impl Store {
         if kind.kind == "Service" && new["spec"]["ports"].as_array().is_none_or(Vec::is_empty) {
             return Err(ApiError::invalid(kind, name, "spec.ports", "Required value"));
         }
+        if let Some(old) = old.filter(|old| kind.kind == "ConfigMap" && old["immutable"] == true) {
+            for field in ["immutable", "data", "binaryData"] {
+                if new.get(field) != old.get(field) {
+                    let why = "Forbidden: field is immutable when `immutable` is set";
+                    return Err(ApiError::invalid(kind, name, field, why));
+                }
+            }
+        }
         if matches!(kind.kind, "Deployment" | "ReplicaSet") {
             let selector = &new["spec"]["selector"];
             if old.is_some_and(|old| old["spec"]["selector"] != *selector) {

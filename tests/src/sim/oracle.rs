@@ -132,11 +132,50 @@ pub fn orphans(cluster: &FakeCluster) -> Vec<String> {
     out
 }
 
-/// Moments at which one owner had more than one living child of a kind.
+/// ConfigMaps that were deleted while a pod was there that reads them, other than along with their resource: the
+/// pod's next restart would fail.
+pub fn torn_away(cluster: &FakeCluster) -> Vec<String> {
+    let mut readers: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    let mut owners = BTreeSet::new();
+    let mut out = Vec::new();
+    for event in cluster.history() {
+        match event.kind.kind {
+            "LlmDeployment" if event.change == Change::Deleted => {
+                owners.remove(&event.object["metadata"]["uid"].to_string());
+            }
+            "LlmDeployment" => {
+                owners.insert(event.object["metadata"]["uid"].to_string());
+            }
+            "Pod" if event.change == Change::Deleted => {
+                readers.remove(&event.key.name);
+            }
+            "Pod" => {
+                let volumes = event.object["spec"]["volumes"].as_array().cloned().unwrap_or_default();
+                let maps = volumes.iter().map(|volume| volume["configMap"]["name"].clone()).collect();
+                readers.insert(event.key.name.clone(), maps);
+            }
+            "ConfigMap" if event.change == Change::Deleted => {
+                if !owners.contains(&event.object["metadata"]["ownerReferences"][0]["uid"].to_string()) {
+                    continue;
+                }
+                let name = json!(event.key.name);
+                let reader = readers.iter().find(|(_, maps)| maps.contains(&name));
+                out.extend(reader.map(|(pod, _)| format!("{name} was deleted while pod {pod} reads it")));
+            }
+            _ => {}
+        }
+    }
+    out
+}
+
+/// Moments at which one owner had more than one living child of a kind. Of ConfigMaps there is one for each
+/// configuration that a pod reads.
 pub fn duplicates(cluster: &FakeCluster) -> Vec<String> {
     let mut alive: BTreeMap<(&str, String), BTreeSet<String>> = BTreeMap::new();
     let mut out = Vec::new();
-    let owned = |kind: &str| OwnedKind::ALL.iter().any(|owned| owned.kind() == kind);
+    let owned = |kind: &str| {
+        OwnedKind::ALL.iter().any(|owned| owned.kind() == kind && *owned != OwnedKind::ConfigMap)
+    };
     for event in cluster.history().iter().filter(|event| owned(event.kind.kind)) {
         for owner in event.object["metadata"]["ownerReferences"].as_array().into_iter().flatten() {
             let names = alive.entry((event.kind.kind, owner["uid"].to_string())).or_default();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use candela_tests::fake::{FakeCluster, Fault, Rule};
 use candela_tests::sim::workloads::{self, Workload};
-use candela_tests::sim::{LLMS, World, describe, llm, oracle};
+use candela_tests::sim::{LLMS, World, config_of, describe, llm, oracle};
 use serde_json::json;
 
 /// Longer than the backoff after the faults below.
@@ -39,6 +39,7 @@ async fn check(workload: &Workload, nth: u64, times: u64, fault: Fault, goal: &W
     assert!(differs.is_empty(), "{}\n{}", differs.join("\n"), context());
     for (what, found) in [
         ("orphans", oracle::orphans(&world.cluster)),
+        ("torn away", oracle::torn_away(&world.cluster)),
         ("duplicates", oracle::duplicates(&world.cluster)),
         ("ahead of apply", oracle::ahead_of_apply(&world.cluster)),
         ("after the lease", oracle::after_lease(&world.cluster.log())),
@@ -107,8 +108,8 @@ async fn a_lost_event_is_made_good_by_the_list_after_a_gone_watch() {
                 json!({"spec": {"selector": {"x": "y"}}}),
             ),
             _ => (
-                "/api/v1/namespaces/default/configmaps/a-config".to_owned(),
-                json!({"data": {"server.json": "{}"}}),
+                format!("/api/v1/namespaces/default/configmaps/{}", config_of(&world.cluster)),
+                json!({"metadata": {"labels": {"app.kubernetes.io/name": "other"}}}),
             ),
         };
         world.cluster.must("PATCH", &path, &patch);

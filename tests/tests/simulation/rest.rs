@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use candela_tests::fake::{Fault, On, Rule};
-use candela_tests::sim::{LEASE, LLMS, World, describe, llm, oracle};
+use candela_tests::sim::{LEASE, LLMS, World, config_of, describe, llm, oracle};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -57,10 +57,18 @@ async fn children_that_are_edited_or_deleted_by_hand_come_back() {
     let want = oracle::end_state(&goal.cluster);
     let apps = "/apis/apps/v1/namespaces/default/deployments/a";
     let core = "/api/v1/namespaces/default";
-    let edits: [(&str, &str, String, Value); 6] = [
+    let config = format!("{core}/configmaps/{}", config_of(&goal.cluster));
+    let edits: [(&str, &str, String, Value); 8] = [
         ("edit", "PATCH", apps.to_owned(), json!({"spec": {"replicas": 9}})),
         ("stomp", "PATCH", apps.to_owned(), json!({"metadata": {"labels": null}})),
-        ("edit", "PATCH", format!("{core}/configmaps/a-config"), json!({"data": {"server.json": "broken"}})),
+        (
+            "edit",
+            "PATCH",
+            config.clone(),
+            json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": "me"}}}),
+        ),
+        ("orphan", "PATCH", format!("{core}/services/a"), json!({"metadata": {"ownerReferences": null}})),
+        ("delete", "DELETE", config, Value::Null),
         ("delete", "DELETE", format!("{core}/services/a"), Value::Null),
         ("delete", "DELETE", apps.to_owned(), Value::Null),
         (
@@ -80,12 +88,15 @@ async fn children_that_are_edited_or_deleted_by_hand_come_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_child_whose_owner_is_taken_off_by_hand_is_a_stranger() {
+async fn a_child_that_was_given_to_another_owner_is_a_stranger() {
     let mut world = settled(2).await;
+    let node = world.cluster.all("Node")[0]["metadata"]["uid"].clone();
     world.cluster.must(
         "PATCH",
         "/api/v1/namespaces/default/services/a",
-        &json!({"metadata": {"ownerReferences": null}}),
+        &json!({"metadata": {"ownerReferences": [
+            {"apiVersion": "v1", "kind": "Node", "name": "node-1", "uid": node, "controller": true},
+        ]}}),
     );
     world.settle(QUIET).await.unwrap();
     let live = world.cluster.get("LlmDeployment", "default", "a").unwrap();

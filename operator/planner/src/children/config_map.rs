@@ -1,15 +1,22 @@
-//! `server.json`, and the hash of it that makes a change of configuration roll the pods.
+//! `server.json`, in a ConfigMap named after its content. A change of configuration is then a new object under a new
+//! name: the pod template changes with it, so the pods roll exactly once, and a container of an old pod that restarts
+//! in the middle of a rollout still reads the file that it was started with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candela_crds::{Duration, EngineName, WeightsFormat};
 use candela_wire::config::{
     Accelerator, CREDENTIALS_DIR, Format, ModelConfig, SERVER_CONFIG_KEY, ServerConfig, Timeouts,
 };
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, PodSpec};
 use sha2::{Digest, Sha256};
 
-use crate::{OwnedKind, Resolved, resolve::Source};
+use crate::{Observed, OwnedKind, Resolved, names, resolve::Source};
+
+/// The pods' volume with `server.json`.
+pub(crate) const VOLUME: &str = "candela-config";
+/// Hexadecimal digits of the content's hash in a name: with the 50 of a resource's name and a dash, 61 of at most 63.
+const HASH_DIGITS: usize = 10;
 
 /// Seconds without progress after which a starting server gives up, however long its deadline is.
 const STALL_SECS: u32 = 300;
@@ -53,16 +60,44 @@ pub fn server_config(resolved: &Resolved) -> Option<ServerConfig> {
 }
 
 pub(super) fn config_map(resolved: &Resolved) -> Option<ConfigMap> {
+    let text = text(resolved)?;
+    let mut metadata = super::metadata(resolved, OwnedKind::ConfigMap);
+    metadata.name = Some(name_for(&resolved.name, &text));
     Some(ConfigMap {
-        metadata: super::metadata(resolved, OwnedKind::ConfigMap),
-        data: Some(BTreeMap::from([(SERVER_CONFIG_KEY.to_owned(), text(resolved)?)])),
+        metadata,
+        data: Some(BTreeMap::from([(SERVER_CONFIG_KEY.to_owned(), text)])),
+        // Its name is the hash of its content; the kubelet need not watch it either.
+        immutable: Some(true),
         ..ConfigMap::default()
     })
 }
 
-/// Hash of `server.json`; changes exactly when the file does.
-pub(super) fn hash(resolved: &Resolved) -> Option<String> {
-    Some(hex::encode(&Sha256::digest(text(resolved)?)[..16]))
+/// Name of the ConfigMap of this configuration; `None` if no container is ours.
+pub(crate) fn name(resolved: &Resolved) -> Option<String> {
+    Some(name_for(&resolved.name, &text(resolved)?))
+}
+
+/// The name that a ConfigMap with this `server.json` must have.
+pub(crate) fn name_for(resource: &str, text: &str) -> String {
+    let hash = hex::encode(Sha256::digest(text));
+    format!("{}-{}", names::child(OwnedKind::ConfigMap, resource), &hash[..HASH_DIGITS])
+}
+
+/// ConfigMaps of earlier configurations that pods still read, or may read when a container restarts: those of
+/// ReplicaSets that want or have pods, and of pods that are still there.
+pub(super) fn in_use(seen: &Observed) -> BTreeSet<String> {
+    let live = seen.replica_sets.iter().filter(|set| {
+        let wanted = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+        wanted > 0 || set.status.as_ref().is_some_and(|status| status.replicas > 0)
+    });
+    let of_sets = live.filter_map(|set| set.spec.as_ref()?.template.as_ref()?.spec.as_ref());
+    let of_pods = seen.pods.iter().filter_map(|pod| pod.spec.as_ref());
+    of_sets.chain(of_pods).filter_map(mounted).collect()
+}
+
+fn mounted(pod: &PodSpec) -> Option<String> {
+    let volume = pod.volumes.iter().flatten().find(|volume| volume.name == VOLUME)?;
+    Some(volume.config_map.as_ref()?.name.clone())
 }
 
 fn text(resolved: &Resolved) -> Option<String> {

@@ -16,12 +16,12 @@ use serde::Serialize;
 use crate::{Child, Observed, OwnedKind, Plan, Resolved, names};
 
 pub use config_map::server_config;
-pub(crate) use pod::{CONFIG_HASH, FETCH, SERVER};
+pub(crate) use config_map::{VOLUME as CONFIG_VOLUME, name_for as config_map_name};
+pub(crate) use pod::{FETCH, SERVER};
 
 /// The children that should exist. Total: a resolved spec always has a plan.
 ///
-/// `_seen` is part of the stage's contract: later kinds (releases, caches) decide by what is there.
-pub fn desired(resolved: &Resolved, _seen: &Observed) -> Plan {
+pub fn desired(resolved: &Resolved, seen: &Observed) -> Plan {
     let mut children = vec![child(OwnedKind::ServiceAccount, &service_account::service_account(resolved))];
     if let Some(config) = config_map::config_map(resolved) {
         children.push(child(OwnedKind::ConfigMap, &config));
@@ -34,7 +34,8 @@ pub fn desired(resolved: &Resolved, _seen: &Observed) -> Plan {
         children.push(child(OwnedKind::PodDisruptionBudget, &budget));
     }
     children.push(child(OwnedKind::Deployment, &deployment::deployment(resolved)));
-    Plan { children, complete: true, waiting: None }
+    let kept = config_map::in_use(seen).into_iter().map(|name| (OwnedKind::ConfigMap, name)).collect();
+    Plan { children, kept, complete: true, waiting: None }
 }
 
 fn child(kind: OwnedKind, object: &impl Serialize) -> Child {

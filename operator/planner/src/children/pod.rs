@@ -24,8 +24,6 @@ use crate::{OwnedKind, Resolved, names, resolve::Source};
 pub(crate) const SERVER: &str = "server";
 /// Name of the init container that fetches weights.
 pub(crate) const FETCH: &str = "fetch";
-/// Annotation of the pod template with the hash of `server.json`.
-pub(crate) const CONFIG_HASH: &str = "candela.dev/config-hash";
 /// User and group of the pods: "nonroot" in common base images.
 const USER: i64 = 65532;
 /// Seconds between a foreign server's removal from the Service and its SIGTERM: it may not drain by itself.
@@ -35,10 +33,7 @@ pub(super) fn template(resolved: &Resolved) -> PodTemplateSpec {
     let additions = resolved.spec.pod_template.clone().unwrap_or_default();
     let mut labels = additions.labels;
     labels.extend(names::labels(&resolved.name));
-    let mut annotations = additions.annotations;
-    if let Some(hash) = config_map::hash(resolved) {
-        annotations.insert(CONFIG_HASH.to_owned(), hash);
-    }
+    let annotations = additions.annotations;
     let mut pod = PodSpec {
         service_account_name: Some(names::child(OwnedKind::ServiceAccount, &resolved.name)),
         automount_service_account_token: Some(false),
@@ -123,7 +118,7 @@ fn server(resolved: &Resolved) -> Container {
 fn fetch(resolved: &Resolved) -> Option<Container> {
     let image = resolved.fetch_image.clone()?;
     let mut mounts = vec![
-        mount("candela-config", "/etc/candela", true),
+        mount(config_map::VOLUME, "/etc/candela", true),
         mount("candela-models", MODELS_DIR, false),
         mount("candela-tmp", "/tmp", false),
     ];
@@ -257,7 +252,7 @@ fn resources(resolved: &Resolved, with_accelerator: bool) -> ResourceRequirement
 fn server_mounts(resolved: &Resolved) -> Vec<VolumeMount> {
     let mut mounts = vec![mount("candela-tmp", "/tmp", false)];
     if resolved.engine == EngineName::Candle {
-        mounts.push(mount("candela-config", "/etc/candela", true));
+        mounts.push(mount(config_map::VOLUME, "/etc/candela", true));
     }
     match &resolved.source {
         Source::Image => {}
@@ -279,13 +274,10 @@ fn volumes(resolved: &Resolved) -> Vec<Volume> {
     let named = |name: &str| Volume { name: name.to_owned(), ..Volume::default() };
     let mut volumes =
         vec![Volume { empty_dir: Some(EmptyDirVolumeSource::default()), ..named("candela-tmp") }];
-    if config_map::server_config(resolved).is_some() {
+    if let Some(name) = config_map::name(resolved) {
         volumes.push(Volume {
-            config_map: Some(ConfigMapVolumeSource {
-                name: names::child(OwnedKind::ConfigMap, &resolved.name),
-                ..ConfigMapVolumeSource::default()
-            }),
-            ..named("candela-config")
+            config_map: Some(ConfigMapVolumeSource { name, ..ConfigMapVolumeSource::default() }),
+            ..named(config_map::VOLUME)
         });
     }
     match &resolved.source {

@@ -5,7 +5,10 @@ mod facts;
 mod failures;
 mod workload;
 
-use candela_crds::{Address, LlmDeployment, LlmDeploymentStatus, PlacementStatus};
+use candela_crds::{
+    Address, Condition, ConditionStatus, ConditionType, LlmDeployment, LlmDeploymentStatus, PlacementStatus,
+    Reason,
+};
 
 use crate::{Observed, PlanOutcome, Settings, Stamp, fit, names};
 
@@ -25,6 +28,11 @@ pub fn status(
     let workload = workload::Workload::of(cr, outcome, seen);
     let failures = failures::failures(cr, seen, &workload, &stamp);
     let fit = fit::fit(cr, seen);
+    // An attempt that failed for a passing reason has not acted on this generation yet, and the conditions say so too.
+    let acted = outcome.apply_failure.as_ref().is_none_or(|failure| !failure.retryable);
+    let known = cr.status.as_ref().map_or(-1, |status| status.observed_generation);
+    let generation = if acted { stamp.generation } else { known };
+    let stamp = Stamp { generation, ..stamp };
     let conditions = conditions::conditions(&conditions::Input {
         cr,
         outcome,
@@ -35,15 +43,9 @@ pub fn status(
         fit: &fit,
         stamp: &stamp,
     });
-    // An attempt that failed for a passing reason has not acted on this generation yet.
-    let acted = outcome.apply_failure.as_ref().is_none_or(|failure| !failure.retryable);
     let url = format!("http://{name}.{namespace}.svc/v1");
     LlmDeploymentStatus {
-        observed_generation: match (&cr.status, acted) {
-            (_, true) => stamp.generation,
-            (Some(previous), false) => previous.observed_generation,
-            (None, false) => -1,
-        },
+        observed_generation: generation,
         conditions,
         addresses: vec![Address { type_: "Service".to_owned(), url: url.clone() }],
         url: Some(url),
@@ -69,4 +71,31 @@ pub fn status(
         }),
         failures: failures.into_iter().map(|found| found.failure).collect(),
     }
+}
+
+/// The status of an object that is stored but cannot be read, `error` being why: one that came past the rules of the
+/// present CRD. Its workload is left as it is, and so is what was last known of it.
+pub fn unreadable(previous: Option<&LlmDeploymentStatus>, error: &str, stamp: &Stamp) -> LlmDeploymentStatus {
+    let mut status = previous.cloned().unwrap_or_default();
+    let error: String = error.chars().take(1000).collect();
+    let message = format!("the stored object cannot be read: {error}; correct that field and apply it again");
+    let condition = |type_, found| Condition {
+        type_,
+        status: found,
+        observed_generation: stamp.generation,
+        last_transition_time: status
+            .conditions
+            .iter()
+            .find(|known| known.type_ == type_ && known.status == found)
+            .map_or_else(|| stamp.now.clone(), |known| known.last_transition_time.clone()),
+        reason: Reason::InvalidSpec,
+        message: message.clone(),
+    };
+    status.conditions = vec![
+        condition(ConditionType::Ready, ConditionStatus::False),
+        condition(ConditionType::Stalled, ConditionStatus::True),
+        condition(ConditionType::Validated, ConditionStatus::False),
+    ];
+    status.observed_generation = stamp.generation;
+    status
 }

@@ -18,7 +18,7 @@ fn of_kind(plan: &mut Plan, kind: OwnedKind) -> &mut Value {
 fn a_planted_fault_is_named() {
     use OwnedKind::{ConfigMap, Deployment, NetworkPolicy, PodDisruptionBudget, Service, ServiceAccount};
     let server = "/spec/template/spec/containers/0";
-    let faults: [(OwnedKind, String, Value, &str); 17] = [
+    let faults: [(OwnedKind, String, Value, &str); 19] = [
         (Service, "/metadata/ownerReferences".into(), json!([]), "is not owned"),
         (Service, "/metadata/ownerReferences/0/uid".into(), json!("other"), "is not owned"),
         (ConfigMap, "/metadata/namespace".into(), json!("elsewhere"), "in the namespaces"),
@@ -40,7 +40,9 @@ fn a_planted_fault_is_named() {
         (Deployment, format!("{server}/volumeMounts/0/name"), json!("absent"), "unknown volume"),
         (Deployment, "/spec/template/spec/serviceAccountName".into(), json!("other"), "service account"),
         (Deployment, "/spec/strategy/rollingUpdate/maxSurge".into(), json!(0), "neither add nor remove"),
-        (ConfigMap, "/data/server.json".into(), json!("{}"), "configuration hash"),
+        (ConfigMap, "/data/server.json".into(), json!("{}"), "not named after its content"),
+        (ConfigMap, "/metadata/name".into(), json!("chat-0123456789"), "not named after its content"),
+        (ConfigMap, "/immutable".into(), json!(false), "can be changed"),
     ];
     assert_eq!(check_plan(&sound(), UID), Vec::<String>::new());
     for (kind, pointer, value, says) in faults {

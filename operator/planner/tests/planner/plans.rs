@@ -83,11 +83,52 @@ fn the_configuration_rolls_pods_and_the_resources_own_labels_do_not() {
         "{routing: {timeouts: {request: 30s}}}",
     ] {
         let after = template(llm(spec));
-        assert_ne!(
-            after["metadata"]["annotations"], before["metadata"]["annotations"],
-            "{spec} must roll the pods"
-        );
+        assert_ne!(after["spec"]["volumes"], before["spec"]["volumes"], "{spec} must roll the pods");
+        let mut same = after.clone();
+        same["spec"]["volumes"] = before["spec"]["volumes"].clone();
+        assert_eq!(same["metadata"], before["metadata"], "{spec} must roll them once");
     }
+}
+
+fn replica_set(config: &str, wanted: i32, present: i32) -> Value {
+    let volumes = json!([{"name": "candela-config", "configMap": {"name": config}}]);
+    json!({
+        "metadata": {"name": config}, "status": {"replicas": present},
+        "spec": {"replicas": wanted, "selector": {}, "template": {"spec": {"containers": [], "volumes": volumes}}},
+    })
+}
+
+#[test]
+fn configurations_stay_while_pods_may_read_them() {
+    let cr = llm("{}");
+    let mut seen = known(&cr);
+    let sets = [("chat-new", 1, 0), ("chat-old", 0, 1), ("chat-ended", 0, 0)];
+    seen.replica_sets = sets
+        .iter()
+        .map(|(config, wanted, present)| {
+            serde_json::from_value(replica_set(config, *wanted, *present)).unwrap()
+        })
+        .collect();
+    let pod = json!({
+        "metadata": {"name": "last"},
+        "spec": replica_set("chat-ending", 0, 0)["spec"]["template"]["spec"],
+    });
+    seen.pods.push(serde_json::from_value(pod).unwrap());
+    let plan = plan(&cr, &seen).plan;
+    let kept: Vec<_> = plan.kept.iter().map(|(kind, name)| (*kind, name.as_str())).collect();
+    assert_eq!(
+        kept,
+        [
+            (OwnedKind::ConfigMap, "chat-ending"),
+            (OwnedKind::ConfigMap, "chat-new"),
+            (OwnedKind::ConfigMap, "chat-old"),
+        ]
+    );
+    let mut longest = llm("{}");
+    longest.metadata.name = Some("a".repeat(50));
+    let children = candela_planner::plan(&longest, &known(&longest), &settings()).plan.children;
+    let config = children.iter().find(|child| child.kind == OwnedKind::ConfigMap).unwrap();
+    assert_eq!(config.name().len(), 61, "a name that is also a valid label");
 }
 
 #[test]

@@ -23,9 +23,16 @@ const FETCHED: &str = "{model: {uri: 'hf://a/b', credentialsRef: {name: hub, key
 #[test]
 fn foreign_objects_are_never_adopted() {
     for kind in OwnedKind::ALL {
-        let name = if *kind == OwnedKind::ConfigMap { "chat-config" } else { "chat" };
+        let cr = llm("{replicas: 2}");
+        let planned = plan(&cr, &known(&cr)).plan.children;
+        let name = planned.iter().find(|child| child.kind == *kind).unwrap().name();
+        let copied = json!([{"manager": "kubectl-client-side-apply", "operation": "Update"}]);
         for owners in [json!(null), json!([{"uid": "other", "controller": true}]), json!([{"uid": UID}])] {
-            let object = json!({"metadata": {"name": name, "ownerReferences": owners}});
+            // A copied manifest has our labels; what it has not is an apply of ours.
+            let labels = json!({"candela.dev/llmdeployment": "chat"});
+            let object = json!({"metadata": {
+                "name": name, "ownerReferences": owners, "labels": labels, "managedFields": copied
+            }});
             check(
                 "{replicas: 2}",
                 |seen| {
@@ -36,6 +43,24 @@ fn foreign_objects_are_never_adopted() {
             );
         }
     }
+}
+
+#[test]
+fn a_child_that_lost_its_owner_is_taken_back_and_one_that_found_another_is_not() {
+    let cr = llm("{}");
+    let found = |name: &str, owners: serde_json::Value| {
+        let mut seen = known(&cr);
+        let object = json!({"metadata": {
+            "name": "chat", "ownerReferences": owners, "labels": {"candela.dev/llmdeployment": name},
+            "managedFields": [{"manager": "candela-operator", "operation": "Apply"}],
+        }});
+        seen.children.insert(OwnedKind::Service, vec![object]);
+        plan(&cr, &seen).resolved.map(drop).map_err(|blocked| blocked.reason)
+    };
+    assert_eq!(found("chat", json!(null)), Ok(()));
+    assert_eq!(found("chat", json!([{"uid": "note", "controller": false}])), Ok(()));
+    assert_eq!(found("other", json!(null)), Err(Reason::NameConflict));
+    assert_eq!(found("chat", json!([{"uid": "other", "controller": true}])), Err(Reason::NameConflict));
 }
 
 #[test]

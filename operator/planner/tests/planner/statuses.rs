@@ -344,6 +344,8 @@ fn a_refused_child_stalls_and_a_failed_attempt_is_tried_again() {
         assert_eq!(status.is(ConditionType::Stalled), stalled);
         assert_eq!(status.is(ConditionType::Reconciling), !stalled);
         assert_eq!(status.observed_generation, observed, "never ahead of what was applied");
+        let conditions = status.conditions.iter().map(|condition| condition.observed_generation);
+        assert!(conditions.into_iter().all(|generation| generation == observed), "conditions neither");
     }
 }
 
