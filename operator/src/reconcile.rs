@@ -42,7 +42,7 @@ pub async fn pass(ctx: &Context, key: &Key) -> Result<Outcome, Error> {
     }
     let resource = match parse(&raw) {
         Ok(resource) => resource,
-        Err(source) => return Err(say_unreadable(ctx, key, &raw, source).await),
+        Err(source) => return Err(Box::pin(say_unreadable(ctx, key, &raw, source)).await),
     };
     let owner = Owner { key: key.clone(), uid: raw.meta.uid.clone().unwrap_or_default() };
 
@@ -53,7 +53,7 @@ pub async fn pass(ctx: &Context, key: &Key) -> Result<Outcome, Error> {
     let mut n_writes = applied.n_written;
     let failure = match applied.failure {
         // What could not be deleted keeps nothing from being said; it is tried again after the status is written.
-        None => match prune::prune(ctx, &owner, &outcome.plan).await {
+        None => match Box::pin(prune::prune(ctx, &owner, &outcome.plan)).await {
             Ok(n_deleted) => {
                 n_writes += n_deleted;
                 None
