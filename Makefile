@@ -165,7 +165,7 @@ gen: bins ## Write the generated files: CRDs, RBAC, tables of the documentation
 .PHONY: golden
 golden: venv ## Make the golden logits again (needs torch and transformers, installed into .venv)
 	@$(VENV)/bin/python -m pip install -q -r server/engine/golden/requirements.txt
-	@$(VENV)/bin/python server/engine/golden/make_golden.py
+	@$(VENV)/bin/python server/engine/golden/make.py
 
 .PHONY: venv
 venv: $(VENV)/.done # Python packages of the tests

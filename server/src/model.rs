@@ -24,7 +24,7 @@ use crate::{
     exit::Chain,
     fetch::{
         facts::FetchFacts,
-        source::{Location, Source},
+        source::{Location, Source, redacted},
     },
     progress::{Phase, Progress},
 };
@@ -170,14 +170,11 @@ impl Files {
             let message = format!("{what} `{}` not found: is `{}` right?", path.display(), config.uri);
             Fatal::new(ExitReason::WeightsNotFound, message)
         };
-        let facts = FetchFacts::read(&path)
-            .map_err(|err| Fatal::new(ExitReason::WeightsFetchFailed, format!("{}", Chain(&err))))?;
-        if facts.is_none() && !matches!(source.location, Location::Path(_)) {
-            return Err(Fatal::new(
-                ExitReason::WeightsNotFound,
-                format!("`{}` holds no finished fetch: run `candela-server fetch` first", path.display()),
-            ));
-        }
+        let facts = match &source.location {
+            // What lies on somebody's volume is not a fetch of ours, whatever it says.
+            Location::Path(_) => None,
+            _ => Some(finished_fetch(&path, config)?),
+        };
         if path.is_file() {
             let defaults = SamplingParams::default();
             return Ok(Self { source: ModelSource::GgufFile(path), defaults, facts });
@@ -185,7 +182,7 @@ impl Files {
         if !path.is_dir() {
             return Err(missing("the model's folder"));
         }
-        let settings = match fs::read(path.join(GENERATION_CONFIG)) {
+        let settings = match read_settings(&path.join(GENERATION_CONFIG)) {
             Ok(bytes) => Some(bytes),
             Err(err) if err.kind() == std::io::ErrorKind::NotFound => None,
             Err(err) => {
@@ -200,6 +197,55 @@ impl Files {
         };
         Ok(Self { source, defaults, facts })
     }
+}
+
+/// What the init step left, if it is what this configuration asks for. A container that restarts finds the files of
+/// its pod, and they must be those of its own configuration.
+fn finished_fetch(folder: &Path, config: &ModelConfig) -> Result<FetchFacts, Fatal> {
+    let facts = FetchFacts::read(folder)
+        .map_err(|err| Fatal::new(ExitReason::WeightsFetchFailed, format!("{}", Chain(&err))))?;
+    let facts = facts.ok_or_else(|| {
+        Fatal::new(
+            ExitReason::WeightsNotFound,
+            format!("`{}` holds no finished fetch: run `candela-server fetch` first", folder.display()),
+        )
+    })?;
+    if facts.uri != config.uri || facts.revision != config.revision {
+        let of = |uri: &str, revision: &Option<String>| match revision {
+            Some(revision) => format!("`{}` at `{revision}`", redacted(uri)),
+            None => format!("`{}`", redacted(uri)),
+        };
+        return Err(Fatal::new(
+            ExitReason::InvalidConfiguration,
+            format!(
+                "`{}` holds {}, the configuration asks for {}: fetch again, or delete the pod",
+                folder.display(),
+                of(&facts.uri, &facts.revision),
+                of(&config.uri, &config.revision)
+            ),
+        ));
+    }
+    if !facts.answers(&ModelConfig { sha256: None, ..config.clone() }, folder) {
+        return Err(Fatal::new(
+            ExitReason::WeightsNotFound,
+            format!(
+                "`{}` lacks files of its fetch, or has others: fetch again, or delete the pod",
+                folder.display()
+            ),
+        ));
+    }
+    Ok(facts)
+}
+
+/// A small file of plain text beside the weights, perhaps on somebody's volume.
+fn read_settings(path: &Path) -> std::io::Result<Vec<u8>> {
+    const LIMIT: u64 = 1 << 20;
+    let meta = fs::metadata(path)?;
+    if !meta.is_file() || meta.len() > LIMIT {
+        let what = format!("it is not a plain file of at most {LIMIT} bytes");
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, what));
+    }
+    fs::read(path)
 }
 
 /// The GGUF file of a folder, if that is what the folder is for.

@@ -118,7 +118,39 @@ async fn what_the_hub_refuses_is_one_reason_each() {
     assert_eq!(reason("hf://org/sharded", Some("v9"), None).await, ExitReason::WeightsNotFound);
     assert_eq!(reason("hf://org/sharded/m.gguf", None, None).await, ExitReason::WeightsNotFound);
     let no_file = to.path().join("nothing");
-    assert_eq!(reason("hf://gated/model", None, Some(&no_file)).await, ExitReason::InvalidConfiguration);
+    assert_eq!(reason("hf://gated/model", None, Some(&no_file)).await, ExitReason::WeightsUnauthorized);
+    // No key in the Secret, no file: the words lead there, and not to the path of a mount.
+    let mut config = config("hf://gated/model");
+    config.models[0].credentials_file = Some(no_file.display().to_string());
+    let fatal = fetch_with(&hub, config, to.path()).await.unwrap_err();
+    assert!(fatal.message.contains("`spec.model.credentialsRef` has no such `key`"), "{}", fatal.message);
+}
+
+#[tokio::test]
+async fn a_folder_holds_what_was_asked_for_last_and_is_served_for_nothing_else() {
+    let to = TempDir::new().unwrap();
+    let tiny = support::model_files(&candela_engine::testing::TinyModel::default());
+    let repos = [("org/sharded", sharded()), ("org/tiny", tiny)];
+    let hub = Hub::start(repos.map(|(name, repo)| (name.to_owned(), repo)).into()).await.unwrap();
+    fetch_with(&hub, config("hf://org/sharded"), to.path()).await.unwrap();
+    fetch_with(&hub, config("hf://org/tiny"), to.path()).await.unwrap();
+    let folder = to.path().join(NAME);
+    assert!(folder.join("model.safetensors").exists());
+    for old in ["model.safetensors.index.json", "model-1-of-2.safetensors"] {
+        assert!(!folder.join(old).exists(), "{old} belongs to another model");
+    }
+    // A restarted container whose configuration is another than that of its pod's fetch.
+    let fatal = async {
+        let mut options = candela_server::serve::Options::new(config("hf://org/sharded"));
+        options.models_dir = to.path().to_owned();
+        options.listen = ([127, 0, 0, 1], 0).into();
+        options.internal_listen = options.listen;
+        let running = candela_server::serve::start(options).await.unwrap();
+        running.run(std::future::pending()).await.unwrap_err()
+    }
+    .await;
+    assert_eq!(fatal.reason, ExitReason::InvalidConfiguration, "{}", fatal.message);
+    assert!(fatal.message.contains("org/tiny") && fatal.message.contains("org/sharded"), "{}", fatal.message);
 }
 
 #[tokio::test]

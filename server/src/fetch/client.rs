@@ -26,10 +26,22 @@ impl Credentials {
     pub(super) fn read(model: &ModelConfig, source: &Source, hub: &str) -> Result<Option<Self>, FetchError> {
         let Some(path) = &model.credentials_file else { return Ok(None) };
         let invalid = |why: String| FetchError::Config(format!("`credentialsFile` `{path}`: {why}"));
-        let token = std::fs::read_to_string(path).map_err(|err| invalid(err.to_string()))?;
+        // The operator mounts one key of the Secret, as an optional file: it is absent where the key is.
+        let no_key = || {
+            FetchError::Unauthorized(
+                "the Secret of `spec.model.credentialsRef` has no such `key`, or nothing in it: correct `key`, or \
+                 put the token there"
+                    .to_owned(),
+            )
+        };
+        let token = match std::fs::read_to_string(path) {
+            Ok(token) => token,
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Err(no_key()),
+            Err(err) => return Err(invalid(err.to_string())),
+        };
         let token = token.trim();
         if token.is_empty() {
-            return Err(invalid("is empty".to_owned()));
+            return Err(no_key());
         }
         let mut bearer = HeaderValue::from_str(&format!("Bearer {token}"))
             .map_err(|_| invalid("holds characters that no token has".to_owned()))?;
@@ -132,7 +144,7 @@ impl Client {
             let target =
                 response.status().is_redirection().then(|| headers.get(header::LOCATION).cloned()).flatten();
             let first = &*first.get_or_insert(headers);
-            let Some(target) = target else {
+            let Some(target) = target.filter(|_| method != Method::HEAD || !described(first)) else {
                 return Ok(Answer { first: first.clone(), response });
             };
             let next = target.to_str().ok().and_then(|target| url.join(target).ok());
@@ -190,6 +202,9 @@ impl Client {
         let mut retries = Retries::new(self.patience);
         loop {
             let failure = match self.try_once(Method::HEAD, url, &HeaderMap::new()).await {
+                // A hub that describes a file has said everything: what the place of its bytes thinks of HEAD is no
+                // answer about the file.
+                Ok(answer) if described(&answer.first) => return Ok(Some(answer)),
                 Ok(answer) if answer.response.status() == StatusCode::NOT_FOUND => return Ok(None),
                 Ok(answer) => match refuse_errors(url, answer) {
                     Ok(answer) => return Ok(Some(answer)),
@@ -202,6 +217,11 @@ impl Client {
     }
 }
 
+/// Whether a first hop says the size and digest of a file that lies elsewhere.
+fn described(first: &HeaderMap) -> bool {
+    first.contains_key("x-linked-etag") && first.contains_key("x-linked-size")
+}
+
 /// Sorts statuses into "there", "never" and "not now".
 pub(super) fn refuse_errors(url: &Url, answer: Answer) -> Result<Answer, Failure> {
     let status = answer.response.status();
@@ -211,8 +231,8 @@ pub(super) fn refuse_errors(url: &Url, answer: Answer) -> Result<Answer, Failure
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             let said = hub_message(&answer.first);
             let message = format!(
-                "`{place}` answered {status}{said}: give a token that may read it in `credentialsRef` (and accept \
-                 the model's terms, if it is gated)"
+                "`{place}` answered {status}{said}: check the name (a hub answers so for what does not exist, too), or \
+                 give a token that may read it in `credentialsRef` (and accept the model's terms, if it is gated)"
             );
             Err(FetchError::Unauthorized(message).into())
         }

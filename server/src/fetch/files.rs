@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use http::{HeaderMap, header};
+use tracing::warn;
 use url::Url;
 
 use super::{
@@ -45,7 +46,12 @@ pub(super) async fn one_file(client: &Client, url: &Url) -> Result<Plan, FetchEr
     let last = url.path_segments().and_then(|mut parts| parts.next_back()).unwrap_or_default();
     let plain = relative(last).filter(|name| !name.contains(['%', '/']));
     let name = plain.unwrap_or("model.gguf").to_owned();
-    let sums = sums(client, url).await?;
+    let mut sums = sums(client, url).await?;
+    // Whoever wrote the sums knew the name as it is, not as a URL has to spell it.
+    let real = percent_encoding::percent_decode_str(last).decode_utf8_lossy();
+    if let Some(sum) = sums.get(&*real).cloned() {
+        sums.insert(name.clone(), sum);
+    }
     let file = describe(client, &sums, name, url.clone()).await?;
     let missing =
         || FetchError::NotFound(format!("`{}` does not exist: check `uri`", redacted(url.as_str())));
@@ -110,7 +116,12 @@ async fn optional_document(client: &Client, url: &Url, limit: usize) -> Result<O
 /// A file of the same folder; a query (a signature for the folder) goes along.
 fn beside(base: &Url, name: &str) -> Result<Url, FetchError> {
     let invalid = |_| FetchError::Config(format!("`{}` has no place for `{name}`", redacted(base.as_str())));
-    let mut url = base.join(name).map_err(invalid)?;
+    // As segments, each escaped: `%2e%2e` in a name would otherwise be `..` to whoever reads the address.
+    let mut url = base.join(".").map_err(invalid)?;
+    match url.path_segments_mut() {
+        Ok(mut path) => path.pop_if_empty().extend(name.split('/')),
+        Err(()) => return Err(invalid(url::ParseError::RelativeUrlWithCannotBeABaseBase)),
+    };
     url.set_query(base.query());
     Ok(url)
 }
@@ -119,10 +130,12 @@ fn beside(base: &Url, name: &str) -> Result<Url, FetchError> {
 async fn sums(client: &Client, base: &Url) -> Result<BTreeMap<String, String>, FetchError> {
     let url = beside(base, SUMS)?;
     let Some(text) = optional_document(client, &url, 1 << 20).await? else { return Ok(BTreeMap::new()) };
-    parse_sums(&String::from_utf8_lossy(&text)).map_err(|line| {
+    Ok(parse_sums(&String::from_utf8_lossy(&text)).unwrap_or_else(|line| {
+        // Many servers answer any address with a page. Nothing is vouched for then; `verification.sha256` still holds.
         let place = redacted(url.as_str());
-        FetchError::Unsupported(format!("`{place}`, line {line}: not `SHA256  NAME` as sha256sum writes it"))
-    })
+        warn!(%place, line, "not `SHA256  NAME` as sha256sum writes it: the files are taken without it");
+        BTreeMap::new()
+    }))
 }
 
 fn parse_sums(text: &str) -> Result<BTreeMap<String, String>, usize> {
@@ -188,6 +201,17 @@ mod tests {
         }
         assert!(shards(b"{}").is_err());
         assert!(shards(b"{\"weight_map\": {}}").is_err());
+    }
+
+    #[test]
+    fn a_name_is_a_name_and_never_a_way_up() {
+        let base = Url::parse("https://h/a/b/?sig=1").unwrap();
+        let beside = |name: &str| beside(&base, name).unwrap().to_string();
+        assert_eq!(beside("m 1.safetensors"), "https://h/a/b/m%201.safetensors?sig=1");
+        assert_eq!(beside("sub/m.safetensors"), "https://h/a/b/sub/m.safetensors?sig=1");
+        assert_eq!(beside("%2e%2e/secret.safetensors"), "https://h/a/b/%252e%252e/secret.safetensors?sig=1");
+        let file = Url::parse("https://h/a/m.gguf").unwrap();
+        assert_eq!(super::beside(&file, SUMS).unwrap().as_str(), "https://h/a/SHA256SUMS");
     }
 
     #[test]

@@ -239,8 +239,10 @@ async fn fetch_files(
         Location::HttpFolder(url) => files::folder(client, url).await?,
         Location::Builtin | Location::Path(_) => unreachable!("returned above: there is nothing to fetch"),
     };
-    let known: Option<u64> = files.iter().map(|file| file.size_bytes).sum();
+    // Sizes are the source's words: too large a sum is as good as none.
+    let known = files.iter().try_fold(0u64, |sum, file| sum.checked_add(file.size_bytes?));
     progress.set_total(known.unwrap_or(0));
+    remove_others(folder, &files).map_err(disk)?;
     let mut done = Vec::new();
     let mut fetched_bytes = 0;
     for file in &files {
@@ -277,7 +279,41 @@ async fn fetch_files(
 }
 
 fn is_weights(name: &str) -> bool {
-    name.ends_with(".safetensors") || name.ends_with(".gguf")
+    name.ends_with(".safetensors") || is_gguf(name)
+}
+
+fn is_gguf(name: &str) -> bool {
+    std::path::Path::new(name).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
+/// Takes out what an earlier fetch of something else left: an old index would be read as part of this model. Parts of
+/// files of this plan stay, they can be continued.
+fn remove_others(folder: &std::path::Path, files: &[files::RemoteFile]) -> io::Result<()> {
+    let mut open = vec![folder.to_owned()];
+    while let Some(at) = open.pop() {
+        for entry in fs::read_dir(&at)? {
+            let entry = entry?;
+            let path = entry.path();
+            // Not followed: a link is removed, what it points at is not ours.
+            if entry.file_type()?.is_dir() {
+                open.push(path);
+                continue;
+            }
+            let wanted = |file: &files::RemoteFile| {
+                let target = folder.join(&file.name);
+                let beside = path.parent() == target.parent();
+                let name =
+                    |path: &std::path::Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+                let (Some(found), Some(target)) = (name(&path), name(&target)) else { return false };
+                beside && (found == target || found.contains(&target) && found.contains(".part"))
+            };
+            if !files.iter().any(wanted) {
+                info!(file = %path.display(), "not part of this model, removed");
+                fs::remove_file(&path)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// As `verification.sha256` counts: of the file, or of the sorted list of `SHA256  NAME` lines.
@@ -285,7 +321,7 @@ fn digest(files: &[FileFacts]) -> String {
     use sha2::{Digest, Sha256};
     let mut weights: Vec<_> = files.iter().filter(|file| is_weights(&file.name)).collect();
     if let [only] = weights[..]
-        && only.name.ends_with(".gguf")
+        && is_gguf(&only.name)
     {
         return only.sha256.clone();
     }

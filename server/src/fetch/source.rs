@@ -115,20 +115,38 @@ pub(crate) fn check_url(url: &Url) -> Result<(), &'static str> {
     }
     let Some(host) = url.host() else { return Err("has no host") };
     let refused = match host {
-        url::Host::Domain(_) => false,
+        url::Host::Domain(name) => {
+            let name = name.trim_end_matches('.').to_ascii_lowercase();
+            METADATA_NAMES.contains(&name.as_str())
+        }
         url::Host::Ipv4(ip) => is_metadata(ip.into()),
         url::Host::Ipv6(ip) => is_metadata(ip.into()),
     };
-    if refused { Err("points at a link-local address, where clouds keep credentials") } else { Ok(()) }
+    if refused { Err("points at an address where clouds keep credentials") } else { Ok(()) }
 }
 
-/// Link-local addresses: cloud metadata services live there, models never do.
+/// Names of metadata services, for sources behind a proxy, which resolves them out of our sight.
+const METADATA_NAMES: [&str; 3] = ["metadata.google.internal", "metadata.goog", "instance-data"];
+
+/// Addresses of cloud metadata services, where models never are: link-local ones, and those of Alibaba, Oracle and AWS
+/// that are not; also as NAT64 (RFC 6052) spells them.
 pub(crate) fn is_metadata(ip: std::net::IpAddr) -> bool {
     match ip.to_canonical() {
-        std::net::IpAddr::V4(ip) => ip.is_link_local() || ip.is_unspecified(),
+        std::net::IpAddr::V4(ip) => {
+            ip.is_link_local()
+                || ip.is_unspecified()
+                || matches!(ip.octets(), [100, 100, 100, 200] | [192, 0, 0, 192])
+        }
         std::net::IpAddr::V6(ip) => {
             let aws = [0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254];
-            ip.is_unicast_link_local() || ip.is_unspecified() || ip.segments() == aws
+            let embedded = match ip.segments() {
+                [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
+                    let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+                    is_metadata(std::net::Ipv4Addr::new(a, b, c, d).into())
+                }
+                _ => false,
+            };
+            embedded || ip.is_unicast_link_local() || ip.is_unspecified() || ip.segments() == aws
         }
     }
 }
@@ -206,6 +224,11 @@ mod tests {
             "http://0xa9fea9fe/",
             "http://[fe80::1]/m",
             "http://[fd00:ec2::254]/m",
+            "http://100.100.100.200/m",
+            "http://192.0.0.192/m",
+            "http://[64:ff9b::a9fe:a9fe]/m",
+            "http://metadata.google.internal/m",
+            "http://Metadata.Google.Internal./m",
             "http://",
         ] {
             let message = parse(uri).expect_err(uri);

@@ -13,6 +13,7 @@ fn the_digest_of_a_folder_is_that_of_its_sorted_weights() {
     let list = format!("{b}  b.safetensors\n{a}  z.safetensors\n");
     assert_eq!(digest(&files), hex::encode(Sha256::digest(list)));
     assert_eq!(digest(&[file("m.gguf", &a)]), a);
+    assert_eq!(digest(&[file("M.GGUF", &a)]), a, "as the engine counts it");
 }
 
 #[test]

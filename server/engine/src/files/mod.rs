@@ -105,6 +105,10 @@ impl Files {
 
 /// Maps a file by its path.
 pub(crate) fn open_path(path: &Path, _name: &str) -> io::Result<Bytes> {
+    // Looked at first: opening a pipe would wait for somebody to write into it.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a plain file"));
+    }
     let file = File::open(path)?;
     if file.metadata()?.len() == 0 {
         // An empty file cannot be mapped; its reader will say what is missing.
@@ -141,6 +145,13 @@ mod tests {
             assert!(!files.contains(name), "{name:?}");
             assert!(matches!(files.open(name, ""), Err(LoadError::Corrupt { .. })), "{name:?}");
         }
+    }
+
+    #[test]
+    fn what_is_no_plain_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = open_path(dir.path(), "").err().unwrap();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]

@@ -53,10 +53,16 @@ impl KvCache {
             }
             Ok(new)
         };
-        let old = std::mem::take(&mut self.layers);
+        // One tensor at a time, the old one dropped at once: growing all of them first would hold both, which is half
+        // as much again as was counted for. The capacity says what every layer has, so it moves last.
         for i in 0..n_layers {
-            let (keys, values) = old.get(i).map_or((None, None), |(k, v)| (Some(k), Some(v)));
-            self.layers.push((grow(keys)?, grow(values)?));
+            match self.layers.get_mut(i) {
+                Some((keys, values)) => {
+                    *keys = grow(Some(&*keys))?;
+                    *values = grow(Some(&*values))?;
+                }
+                None => self.layers.push((grow(None)?, grow(None)?)),
+            }
         }
         self.capacity = capacity;
         Ok(())

@@ -158,3 +158,19 @@ fn random_damage_never_panics() {
     }
     assert!(refused > 100, "only {refused} of 600 damaged files were refused");
 }
+
+/// Numbers that only look like a small tensor: a product of 0 hides factors that overflow in any other order.
+#[test]
+fn a_gguf_tensor_without_elements_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    TinyModel::default().write_gguf(&path).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let name = b"output_norm.weight";
+    let at = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len();
+    // One dimension becomes none: the count of dimensions, then the first of them.
+    assert_eq!(bytes[at..at + 4], 1u32.to_le_bytes());
+    bytes[at + 4..at + 12].copy_from_slice(&0u64.to_le_bytes());
+    let error = gguf_with(dir.path(), &bytes).err().unwrap().to_string();
+    assert!(error.contains("dimension of 0"), "{error}");
+}

@@ -41,7 +41,10 @@ impl Output {
         self.tokens.push(id);
         let undecided = self.tokens.len() - self.emitted;
         let piece = self.decode_new(text);
-        if piece.is_empty() || (piece.ends_with('\u{FFFD}') && undecided < MAX_UNDECIDED) {
+        // Tokens without text of their own (special ones) are passed over in the end too: decoding all of them again
+        // with each further token would cost the square of their number.
+        let undecided_yet = piece.is_empty() || piece.ends_with('\u{FFFD}');
+        if undecided_yet && undecided < MAX_UNDECIDED {
             return Grown::Text(String::new());
         }
         self.prefix = self.emitted;
@@ -50,14 +53,16 @@ impl Output {
         self.release()
     }
 
-    /// What is left when generation ends for another reason than a stop string.
+    /// What is left when generation ends for another reason than a stop string; a stop string may still be in it.
     pub(crate) fn finish(&mut self, text: &Text) -> String {
         let piece = self.decode_new(text);
         self.emitted = self.tokens.len();
-        let mut rest = std::mem::take(&mut self.held);
         // A character whose bytes never came is dropped, not shown as a replacement.
-        rest.push_str(piece.trim_end_matches('\u{FFFD}'));
-        rest
+        self.held.push_str(piece.trim_end_matches('\u{FFFD}'));
+        match self.release() {
+            Grown::Stopped { text, .. } => text,
+            Grown::Text(certain) => certain + &std::mem::take(&mut self.held),
+        }
     }
 
     /// Text of the tokens that were not emitted yet.
@@ -156,6 +161,32 @@ mod tests {
     fn text_that_only_began_like_a_stop_string_comes_at_the_end() {
         let (pieces, stop, rest) = feed(b"end ST", &["STOP"]);
         assert_eq!((pieces.concat().as_str(), rest.as_str(), stop), ("end ", "ST", None));
+    }
+
+    #[test]
+    fn a_stop_string_before_an_unfinished_character_is_cut_at_the_end() {
+        let text = text();
+        let mut output = Output::new(&[], vec!["STOP".to_owned()]);
+        for byte in "end STO".bytes() {
+            output.push(testing::byte_token(byte), &text);
+        }
+        // As one token of both would be: nothing is certain of it before the character's second byte.
+        output.tokens.push(testing::byte_token(b'P'));
+        output.tokens.push(testing::byte_token("é".as_bytes()[0]));
+        assert_eq!(output.finish(&text), "");
+    }
+
+    #[test]
+    fn tokens_without_text_are_not_decoded_again_and_again() {
+        let text = text();
+        let mut output = Output::new(&[], Vec::new());
+        let mut longest = 0;
+        for _ in 0..1000 {
+            assert_eq!(output.push(testing::END_OF_TEXT, &text), Grown::Text(String::new()));
+            longest = longest.max(output.tokens.len() - output.prefix);
+        }
+        assert!(longest <= 2 * MAX_UNDECIDED, "{longest} tokens were decoded for one");
+        assert_eq!(output.push(testing::byte_token(b'a'), &text), Grown::Text("a".to_owned()));
     }
 
     #[test]

@@ -281,6 +281,9 @@ impl<'a> Reader<'a> {
         let mut shape = Vec::new();
         for _ in 0..n_dimensions {
             let n = self.u64()?;
+            if n == 0 {
+                return Err(format!("tensor `{name}` has a dimension of 0"));
+            }
             shape.push(usize::try_from(n).map_err(|_| format!("tensor `{name}` has a dimension of {n}"))?);
         }
         let kind = self.u32()?;
