@@ -17,9 +17,10 @@ pub struct Quantity(String);
 pub struct InvalidQuantity(String);
 
 impl Quantity {
-    /// What the API server checks; the same as Kubernetes' own parser, without spaces.
+    /// What the API server checks: of what Kubernetes' own parser takes, the amounts that it keeps as they are. It rounds
+    /// what is finer than a billionth, and takes huge exponents for the largest number it has.
     pub const PATTERN: &str =
-        r"^[+-]?([0-9]+|[0-9]+\.[0-9]*|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?$";
+        r"^\+?([0-9]+(\.[0-9]{0,3})?|\.[0-9]{1,3})([umkMGTPE]|[KMGTPE]i|[eE]\+?[0-9]{1,2}|[eE]-[0-6])?$";
 
     pub fn parse(text: &str) -> Result<Self, InvalidQuantity> {
         match Self::nano(text) {
@@ -32,52 +33,61 @@ impl Quantity {
         &self.0
     }
 
-    /// Value in billionths, so that two spellings of one amount compare equal; `None` if it is no quantity, or
-    /// too large to be one.
+    /// Value in billionths, so that two spellings of one amount compare equal; `None` if it is no quantity. As
+    /// Kubernetes does it: never more than 2^63 - 1 whole units, and what is finer than a billionth counts as one.
     pub fn nano(text: &str) -> Option<i128> {
-        const NANO: i128 = 1_000_000_000;
-        let digits_end = text
-            .char_indices()
-            .find(|(at, c)| !(c.is_ascii_digit() || *c == '.' || (*at == 0 && (*c == '+' || *c == '-'))))
-            .map_or(text.len(), |(at, _)| at);
-        let (number, suffix) = text.split_at(digits_end);
-        let negative = number.starts_with('-');
-        let number = number.trim_start_matches(['+', '-']);
+        /// Billionths in the largest amount.
+        const MOST: i128 = i64::MAX as i128 * 1_000_000_000;
+        let sign_end = text.len() - text.trim_start_matches(['+', '-']).len();
+        let (sign, unsigned) = text.split_at(sign_end);
+        let negative = match sign {
+            "" | "+" => false,
+            "-" => true,
+            _ => return None,
+        };
+        let digits_end = unsigned.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(unsigned.len());
+        let (number, suffix) = unsigned.split_at(digits_end);
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
+        if fraction.contains('.') {
             return None;
         }
-        let (multiplier, divisor): (i128, i128) = match suffix {
-            "n" => (1, NANO),
-            "u" => (1, 1_000_000),
-            "m" => (1, 1_000),
-            "" => (1, 1),
-            "k" => (1_000, 1),
-            "M" => (1_000_000, 1),
-            "G" => (NANO, 1),
-            "T" => (1_000 * NANO, 1),
-            "P" => (1_000_000 * NANO, 1),
-            "E" => (NANO * NANO, 1),
-            "Ki" => (1 << 10, 1),
-            "Mi" => (1 << 20, 1),
-            "Gi" => (1 << 30, 1),
-            "Ti" => (1 << 40, 1),
-            "Pi" => (1 << 50, 1),
-            "Ei" => (1 << 60, 1),
-            _ => {
-                let exponent: i32 = suffix.strip_prefix(['e', 'E'])?.parse().ok()?;
-                let power = 10_i128.checked_pow(exponent.unsigned_abs())?;
-                if exponent < 0 { (1, power) } else { (power, 1) }
+        let digits: i128 = format!("{whole}{fraction}").parse().ok()?;
+        let (binary, decimal): (u32, i32) = match suffix {
+            "n" => (0, -9),
+            "u" => (0, -6),
+            "m" => (0, -3),
+            "" => (0, 0),
+            "k" => (0, 3),
+            "M" => (0, 6),
+            "G" => (0, 9),
+            "T" => (0, 12),
+            "P" => (0, 15),
+            "E" => (0, 18),
+            "Ki" => (10, 0),
+            "Mi" => (20, 0),
+            "Gi" => (30, 0),
+            "Ti" => (40, 0),
+            "Pi" => (50, 0),
+            "Ei" => (60, 0),
+            _ => (0, suffix.strip_prefix(['e', 'E'])?.parse().ok()?),
+        };
+        let places = i32::try_from(fraction.len()).ok()?;
+        let exponent = decimal.saturating_add(9).saturating_sub(places);
+        let power = 10_i128.checked_pow(exponent.unsigned_abs());
+        let nano = if digits == 0 {
+            0
+        } else if exponent >= 0 {
+            let whole =
+                digits.checked_mul(1 << binary).zip(power).and_then(|(n, power)| n.checked_mul(power));
+            whole.map_or(MOST, |nano| nano.min(MOST))
+        } else {
+            match (digits.checked_mul(1 << binary), power) {
+                // Rounded up, in whole numbers.
+                (Some(n), Some(power)) => (n / power + i128::from(n % power != 0)).min(MOST),
+                (_, None) => 1,
+                (None, _) => MOST,
             }
         };
-        let scale = |part: i128| part.checked_mul(multiplier).map(|n| n / divisor);
-        let whole: i128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
-        let mut nano = scale(whole.checked_mul(NANO)?)?;
-        if !fraction.is_empty() {
-            let kept = &fraction[..fraction.len().min(9)];
-            let padded: i128 = format!("{kept:0<9}").parse().ok()?;
-            nano = nano.checked_add(scale(padded)?)?;
-        }
         Some(if negative { -nano } else { nano })
     }
 }
@@ -142,8 +152,24 @@ mod tests {
     }
 
     #[test]
+    fn what_kubernetes_caps_or_rounds_is_equal_to_what_it_stores() {
+        for (written, stored) in [
+            ("1e999", "9223372036854775807"),
+            ("100E", "9223372036854775807"),
+            ("8Ei", "9223372036854775807"),
+            ("0.0000000001", "1n"),
+            ("1.5n", "2n"),
+            ("1e-999", "1n"),
+            ("-100E", "-9223372036854775807"),
+            ("0e999", "0"),
+        ] {
+            assert_eq!(Quantity::nano(written), Quantity::nano(stored), "{written} {stored}");
+        }
+    }
+
+    #[test]
     fn nonsense_is_no_quantity() {
-        for text in ["", "Gi", "16Gb", "1 Gi", "1.2.3", "--1", ".", "1e", "1e999"] {
+        for text in ["", "Gi", "16Gb", "1 Gi", "1.2.3", "--1", "+-1", ".", "1e", "e3", "1e+-3"] {
             assert!(Quantity::parse(text).is_err(), "{text}");
         }
     }

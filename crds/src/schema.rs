@@ -6,6 +6,9 @@ use serde_json::{Map, Value, json};
 
 use crate::LlmDeployment;
 
+/// Name of an object, as the API server checks it (DNS-1123 subdomain).
+pub(crate) const DNS_SUBDOMAIN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+
 /// Bounds for what comes from Kubernetes' own types (affinity, tolerations), which have none.
 const MAX_LENGTH: u32 = 1024;
 const MAX_ITEMS: u32 = 32;

@@ -6,7 +6,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Duration, Quantity};
+use crate::{Duration, Quantity, schema::DNS_SUBDOMAIN};
 
 /// Additions to the pods.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -18,15 +18,25 @@ use crate::{Duration, Quantity};
 pub struct PodTemplate {
     /// Labels of the pods.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 32))]
-    #[x_kube(validation = Rule::new("self.all(k, !k.startsWith('candela.dev/') && !k.startsWith('app.kubernetes.io/') && k != 'pod-template-hash')")
-        .message("labels under candela.dev/ and app.kubernetes.io/, and pod-template-hash, are Candela's and Kubernetes' own: use a prefix of your own"))]
+    #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 63}))]
+    #[x_kube(
+        validation = Rule::new("self.all(k, !k.startsWith('candela.dev/') && !k.startsWith('app.kubernetes.io/') && k != 'pod-template-hash')")
+            .message("labels under candela.dev/ and app.kubernetes.io/, and pod-template-hash, are Candela's and Kubernetes' own: use a prefix of your own"),
+        validation = Rule::new("self.all(k, k.matches('^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))")
+            .message("podTemplate.labels needs keys such as team or example.org/team (at most 63 letters, digits and - _ . after the /)"),
+        validation = Rule::new("self.all(k, self[k].matches('^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$'))")
+            .message("podTemplate.labels needs values of at most 63 letters, digits and - _ . that begin and end with a letter or digit")
+    )]
     pub labels: BTreeMap<String, String>,
     /// Annotations of the pods.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 32))]
-    #[x_kube(validation = Rule::new("self.all(k, !k.startsWith('candela.dev/'))")
-        .message("annotations under candela.dev/ are Candela's own: use a prefix of your own"))]
+    #[schemars(extend("maxProperties" = 16))]
+    #[x_kube(
+        validation = Rule::new("self.all(k, !k.startsWith('candela.dev/'))")
+            .message("annotations under candela.dev/ are Candela's own: use a prefix of your own"),
+        validation = Rule::new("self.all(k, k.matches('^([A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))")
+            .message("podTemplate.annotations needs keys such as owner or example.org/owner (at most 63 letters, digits and - _ . after the /)")
+    )]
     pub annotations: BTreeMap<String, String>,
     /// Volumes of the pods.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -78,7 +88,7 @@ pub struct Volume {
 #[serde(rename_all = "camelCase")]
 pub struct ConfigMapVolume {
     /// Name of the ConfigMap.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = DNS_SUBDOMAIN))]
     pub name: String,
 }
 
@@ -87,7 +97,7 @@ pub struct ConfigMapVolume {
 #[serde(rename_all = "camelCase")]
 pub struct SecretVolume {
     /// Name of the Secret.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = DNS_SUBDOMAIN))]
     pub secret_name: String,
 }
 
@@ -96,7 +106,7 @@ pub struct SecretVolume {
 #[serde(rename_all = "camelCase")]
 pub struct ClaimVolume {
     /// Name of the claim.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = DNS_SUBDOMAIN))]
     pub claim_name: String,
     /// True = the pods only read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -104,11 +114,13 @@ pub struct ClaimVolume {
 }
 
 /// An empty folder.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EmptyDirVolume {
     /// Largest size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("quantity(string(self)).compareTo(quantity('0')) >= 0 && quantity(string(self)).compareTo(quantity('1E')) <= 0")
+        .message("emptyDir.sizeLimit must be an amount from 0 to 1E: write a number such as 512Mi or 16Gi"))]
     pub size_limit: Option<Quantity>,
     /// `Memory` = in memory, counted against the memory limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -124,13 +136,19 @@ pub struct VolumeMount {
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
     /// Absolute path in the container.
-    #[schemars(length(min = 2, max = 512), regex(pattern = "^/[^:]*$"))]
-    #[x_kube(validation = Rule::new("!['/etc/candela', '/models', '/pvc', '/tmp', '/var/run/candela', '/dev', '/proc', '/sys'].exists(p, self == p || self.startsWith(p + '/')) && !self.contains('..')")
-        .message("mountPath must stay out of /etc/candela, /models, /pvc, /tmp, /var/run/candela, /dev, /proc and /sys, and hold no ..: choose another folder, such as /data"))]
+    #[schemars(length(min = 2, max = 512))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^(/[^/:]+)+$') && !self.matches('/[.][.]?(/|$)')")
+            .message("mountPath must be a plain absolute path, such as /data/cache: no //, no . or .. as a part, no : and no / at the end"),
+        validation = Rule::new("!['/etc/candela', '/models', '/pvc', '/tmp', '/var/run/candela', '/run/candela', '/dev', '/proc', '/sys'].exists(p, self == p || self.startsWith(p + '/') || p.startsWith(self + '/'))")
+            .message("mountPath must stay out of /etc/candela, /models, /pvc, /tmp, /var/run/candela, /run/candela, /dev, /proc and /sys, and not cover them: choose another folder, such as /data")
+    )]
     pub mount_path: String,
     /// Path inside the volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512), regex(pattern = "^[^/:.][^:]*$"))]
+    #[x_kube(validation = Rule::new("!self.matches('(^|/)[.][.](/|$)')")
+        .message("subPath must stay inside the volume: write it without .. as a part"))]
     pub sub_path: Option<String>,
     /// True = the container only reads.
     #[serde(default, skip_serializing_if = "Option::is_none")]

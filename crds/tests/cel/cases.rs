@@ -128,6 +128,46 @@ pub(crate) fn cases() -> Vec<Case> {
             "{resources: {limits: {nvidia.com/gpu: '1'}}}",
         ),
         case(
+            "resources.requests must be amounts from 0 to 1E",
+            "{resources: {requests: {cpu: 0, memory: 1E, ephemeral-storage: 1.5Gi}}}",
+            "{resources: {requests: {memory: 100E}}}",
+        ),
+        case(
+            "resources.limits must be amounts from 0 to 1E",
+            "{resources: {limits: {cpu: 0.5, memory: 1e9}}}",
+            "{resources: {limits: {cpu: -1}}}",
+        ),
+        case(
+            "huge pages cannot be overcommitted",
+            "{resources: {requests: {cpu: 1, hugepages-2Mi: 4Mi}, limits: {hugepages-2Mi: 4096Ki}}}",
+            "{resources: {requests: {cpu: 1, hugepages-2Mi: 2Mi}, limits: {hugepages-2Mi: 4Mi}}}",
+        ),
+        case(
+            "huge pages need cpu or memory",
+            "{resources: {limits: {memory: 1Gi, hugepages-1Gi: 2Gi}}}",
+            "{resources: {limits: {hugepages-1Gi: 2Gi}}}",
+        ),
+        case(
+            "must be a whole number of pages",
+            "{resources: {limits: {memory: 1Gi, hugepages-2Mi: 64Mi}}}",
+            "{resources: {limits: {memory: 1Gi, hugepages-2Mi: 3Mi}}}",
+        ),
+        case(
+            "placement.nodeSelector needs label keys",
+            "{placement: {nodeSelector: {example.org/zone: a, zone: ''}}}",
+            "{placement: {nodeSelector: {-zone: a}}}",
+        ),
+        case(
+            "placement.nodeSelector needs label values",
+            "{placement: {nodeSelector: {zone: eu-1_b.c}}}",
+            "{placement: {nodeSelector: {zone: 'a b'}}}",
+        ),
+        case(
+            "topologySpread.topologyKey must be a label key",
+            "{placement: {topologySpread: [{topologyKey: topology.kubernetes.io/zone, maxSkew: 1, whenUnsatisfiable: ScheduleAnyway}]}}",
+            "{placement: {topologySpread: [{topologyKey: 'a/b/c', maxSkew: 1, whenUnsatisfiable: ScheduleAnyway}]}}",
+        ),
+        case(
             "accelerator.device.resourceName must be DOMAIN/NAME",
             "{accelerator: {device: {resourceName: nvidia.com/mig-1g.10gb, count: 1}}}",
             "{accelerator: {device: {resourceName: gpu, count: 1}}}",
@@ -197,6 +237,36 @@ pub(crate) fn cases() -> Vec<Case> {
             "volume names starting with candela-",
             "{podTemplate: {volumes: [{name: d, emptyDir: {}}]}}",
             "{podTemplate: {volumes: [{name: candela-config, emptyDir: {}}]}}",
+        ),
+        case(
+            "podTemplate.labels needs keys",
+            "{podTemplate: {labels: {example.org/team: a}}}",
+            "{podTemplate: {labels: {'the team': a}}}",
+        ),
+        case(
+            "podTemplate.labels needs values",
+            "{podTemplate: {labels: {team: a.b}}}",
+            "{podTemplate: {labels: {team: -a}}}",
+        ),
+        case(
+            "podTemplate.annotations needs keys",
+            "{podTemplate: {annotations: {Example.org/note: 'any text: at all'}}}",
+            "{podTemplate: {annotations: {'a//b': c}}}",
+        ),
+        case(
+            "mountPath must be a plain absolute path",
+            "{podTemplate: {volumes: [{name: d, emptyDir: {}}], volumeMounts: [{name: d, mountPath: /data/..cache}]}}",
+            "{podTemplate: {volumes: [{name: d, emptyDir: {}}], volumeMounts: [{name: d, mountPath: //etc/candela}]}}",
+        ),
+        case(
+            "subPath must stay inside",
+            "{podTemplate: {volumes: [{name: d, emptyDir: {}}], volumeMounts: [{name: d, mountPath: /data, subPath: a/..b}]}}",
+            "{podTemplate: {volumes: [{name: d, emptyDir: {}}], volumeMounts: [{name: d, mountPath: /data, subPath: a/../../b}]}}",
+        ),
+        case(
+            "emptyDir.sizeLimit must be",
+            "{podTemplate: {volumes: [{name: d, emptyDir: {sizeLimit: 512Mi}}]}}",
+            "{podTemplate: {volumes: [{name: d, emptyDir: {sizeLimit: -1}}]}}",
         ),
         case(
             "mountPath must stay out of",

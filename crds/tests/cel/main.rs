@@ -91,3 +91,43 @@ fn sources_that_look_right_are_told_from_those_that_do_not() {
         }
     }
 }
+
+#[test]
+fn no_mount_covers_what_is_candelas() {
+    let mount = |path: &str| {
+        format!(
+            "{{podTemplate: {{volumes: [{{name: d, emptyDir: {{}}}}], volumeMounts: [{{name: d, mountPath: '{path}'}}]}}}}"
+        )
+    };
+    for path in ["/data", "/etc/candela2", "/etc/ssl/certs", "/var/run/other", "/modelsx/models"] {
+        assert_eq!(refusals(&object("chat", &mount(path))), Vec::<String>::new(), "{path}");
+    }
+    for path in [
+        "//etc/candela",
+        "/etc//candela",
+        "/etc/candela/../candela",
+        "/etc/./candela",
+        "/etc/candela/",
+        "/etc",
+        "/var",
+        "/var/run",
+        "/run",
+        "/run/candela/credentials",
+        "/",
+        "/models/chat",
+        "data",
+    ] {
+        assert!(!refusals(&object("chat", &mount(path))).is_empty(), "{path}");
+    }
+}
+
+#[test]
+fn quantities_that_kubernetes_would_change_do_not_match() {
+    let pattern = regex::Regex::new(candela_crds::Quantity::PATTERN).unwrap();
+    for text in ["1", "0.5", "500m", "1.5Gi", ".5", "1e9", "2E+3", "1e-3", "100u", "+1", "2."] {
+        assert!(pattern.is_match(text), "{text}");
+    }
+    for text in ["-1", "1e999", "1e-9", "0.0001", "1.5n", "1n", "", ".", "1Gb", "1 Gi", "e3"] {
+        assert!(!pattern.is_match(text), "{text}");
+    }
+}
