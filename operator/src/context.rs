@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use candela_crds::Quantity;
 use candela_planner::{NodeFacts, OwnedKind, Settings};
 use candela_wire::internal::ProcessStatus;
 use k8s_openapi::api::{
@@ -177,12 +178,17 @@ impl From<k8s_openapi::api::core::v1::Node> for Node {
             .any(|condition| condition.type_ == "Ready" && condition.status == "True");
         let cordoned = node.spec.and_then(|spec| spec.unschedulable).unwrap_or(false);
         let allocatable = status.allocatable.unwrap_or_default().into_iter();
+        // Accelerators are whole numbers, memory is in bytes; nothing else is looked at.
+        let amount = |name: &str, quantity: &str| match name {
+            "memory" => i64::try_from(Quantity::nano(quantity)? / 1_000_000_000).ok(),
+            _ if name.contains('/') => quantity.parse().ok(),
+            _ => None,
+        };
         let facts = NodeFacts {
             name: node.metadata.name.clone().unwrap_or_default(),
             labels: node.metadata.labels.unwrap_or_default(),
             allocatable: allocatable
-                .filter(|(name, _)| name.contains('/'))
-                .filter_map(|(name, quantity)| Some((name, quantity.0.parse().ok()?)))
+                .filter_map(|(name, quantity)| amount(&name, &quantity.0).map(|amount| (name, amount)))
                 .collect(),
             unschedulable: cordoned || !ready,
         };
@@ -307,7 +313,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_is_its_labels_extended_resources_and_whether_it_takes_pods() {
+    fn a_node_is_its_labels_accelerators_memory_and_whether_it_takes_pods() {
         let node = json!({
             "metadata": {"name": "n", "labels": {"nvidia.com/gpu.product": "H100"}},
             "status": {
@@ -317,7 +323,8 @@ mod tests {
         });
         let node: k8s_openapi::api::core::v1::Node = serde_json::from_value(node).expect("a node");
         let facts = Node::from(node).facts;
-        assert_eq!(facts.allocatable, BTreeMap::from([("nvidia.com/gpu".to_owned(), 4)]));
+        let offers = [("memory".to_owned(), 8_589_934_592), ("nvidia.com/gpu".to_owned(), 4)];
+        assert_eq!(facts.allocatable, BTreeMap::from(offers));
         assert!(!facts.unschedulable);
         assert!(Node::from(k8s_openapi::api::core::v1::Node::default()).facts.unschedulable, "not ready");
     }

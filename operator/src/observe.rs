@@ -56,8 +56,8 @@ pub fn observe(ctx: &Context, key: &Key, resource: &LlmDeployment) -> Observed {
         .filter(|set| ours(&set.metadata))
         .map(|set| (*set).clone())
         .collect();
-    // Large clusters have many nodes; only accelerators are looked up among them.
-    let nodes = if resource.spec.accelerator.is_some() {
+    // Large clusters have many nodes; only accelerators and memory are looked up among them.
+    let nodes = if resource.spec.accelerator.is_some() || resource.spec.resources.is_some() {
         caches.nodes.all().iter().map(|node| node.facts.clone()).collect()
     } else {
         Vec::new()
@@ -72,7 +72,6 @@ pub fn observe(ctx: &Context, key: &Key, resource: &LlmDeployment) -> Observed {
             let facts = SecretFacts {
                 labels: secret.metadata.labels.clone().unwrap_or_default(),
                 annotations: secret.metadata.annotations.clone().unwrap_or_default(),
-                keys: None,
             };
             Some((reference.name.clone(), facts))
         })

@@ -30,17 +30,36 @@ pub use resolve::{Resolved, Source, resolve};
 pub use settings::{Device, ImageRule, NetworkPolicyEnforced, Settings};
 pub use status::{recheck_after, status, unreadable};
 
-use candela_crds::LlmDeployment;
+use candela_crds::{LlmDeployment, Reason};
 
 /// Server-side apply's field manager for every child and status.
 pub const FIELD_MANAGER: &str = "candela-operator";
 
-/// `resolve` and `desired` in one; a blocked spec gives an incomplete plan without children.
+/// `resolve` and `desired` in one; a blocked spec gives an incomplete plan, without children unless it is to stop.
 pub fn plan(cr: &LlmDeployment, seen: &Observed, settings: &Settings) -> PlanOutcome {
     let resolved = resolve(cr, seen, settings);
     let plan = match &resolved {
         Ok(resolved) => desired(resolved, seen),
-        Err(_) => Plan { waiting: Some(Waiting::Resolution), ..Plan::default() },
+        Err(blocked) => Plan {
+            children: stopping(cr, seen, settings, blocked),
+            waiting: Some(Waiting::Resolution),
+            ..Plan::default()
+        },
     };
     PlanOutcome { resolved, plan, apply_failure: None }
+}
+
+/// Somebody else's Service or ConfigMap must not keep replicas running that nobody wants: of a resource that is to
+/// stop, the Deployment is scaled down although the rest cannot be applied.
+fn stopping(cr: &LlmDeployment, seen: &Observed, settings: &Settings, blocked: &Blocked) -> Vec<Child> {
+    if blocked.reason != Reason::NameConflict || resolve::wanted_replicas(&cr.spec) != 0 {
+        return Vec::new();
+    }
+    let Ok(resolved) = resolve::resolve_spec(cr, seen, settings) else { return Vec::new() };
+    let ours = |child: &Child| {
+        seen.child(child.kind, child.name())
+            .is_some_and(|live| observed::controller_uid(live) == Some(&resolved.uid))
+    };
+    let children = desired(&resolved, seen).children;
+    children.into_iter().filter(|child| child.kind == OwnedKind::Deployment && ours(child)).collect()
 }

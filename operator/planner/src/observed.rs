@@ -35,19 +35,19 @@ pub struct Observed {
 pub struct NodeFacts {
     pub name: String,
     pub labels: BTreeMap<String, String>,
-    /// Extended resources that the node can give, such as `nvidia.com/gpu: 4`; other resources may be left out.
+    /// Extended resources that the node can give, such as `nvidia.com/gpu: 4`, and its `memory` in bytes if known; other
+    /// resources may be left out.
     pub allocatable: BTreeMap<String, i64>,
-    /// Cordoned, or not ready.
+    /// Cordoned, or not ready: it takes no new pods.
     pub unschedulable: bool,
 }
 
-/// What is read of a Secret: never its values.
+/// What is read of a Secret: its metadata, never its data, so its keys are not known. A key that is missing is told
+/// by the init step, which is given the Secret.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SecretFacts {
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
-    /// Its keys; `None` if only the metadata was read.
-    pub keys: Option<BTreeSet<String>>,
 }
 
 impl Observed {

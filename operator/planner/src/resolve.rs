@@ -5,7 +5,9 @@ use candela_crds::{
     Reason, USABLE_LABEL,
 };
 
-use crate::{Blocked, Device, Observed, SecretFacts, Settings, children, names, observed::is_ours};
+use crate::{
+    Blocked, Device, Observed, OwnedKind, SecretFacts, Settings, children, names, observed::is_ours,
+};
 
 /// A spec with nothing left to look up and no default left to apply.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +30,8 @@ pub struct Resolved {
     pub accelerator: Option<(String, u32)>,
     /// 0 when suspended.
     pub replicas: i32,
+    /// What a replica would need and is not there; only where none is wanted, else the spec is blocked.
+    pub missing: Option<Blocked>,
     pub progress_deadline_secs: i32,
     pub grace_secs: i32,
     /// Namespace of the operator.
@@ -57,7 +61,27 @@ const GRACE_MARGIN_SECS: i32 = 10;
 const HUB: &str = "https://huggingface.co";
 
 /// Validates and dereferences. `Err` is a value that becomes a condition, never a reason to try again.
+///
+/// Where no replica is wanted, nothing that only a replica needs can block: stopping must always be possible.
 pub fn resolve(cr: &LlmDeployment, seen: &Observed, settings: &Settings) -> Result<Resolved, Blocked> {
+    let resolved = resolve_spec(cr, seen, settings)?;
+    match foreign_child(&resolved, seen) {
+        Some(blocked) => Err(blocked),
+        None => Ok(resolved),
+    }
+}
+
+/// The replicas that the spec wants: 0 when suspended.
+pub(crate) fn wanted_replicas(spec: &LlmDeploymentSpec) -> i32 {
+    if spec.suspend == Some(true) { 0 } else { spec.replicas }
+}
+
+/// All of [`resolve`] but for objects of others that bear a child's name.
+pub(crate) fn resolve_spec(
+    cr: &LlmDeployment,
+    seen: &Observed,
+    settings: &Settings,
+) -> Result<Resolved, Blocked> {
     let metadata = &cr.metadata;
     let (Some(name), Some(namespace), Some(uid)) = (&metadata.name, &metadata.namespace, &metadata.uid)
     else {
@@ -71,35 +95,46 @@ pub fn resolve(cr: &LlmDeployment, seen: &Observed, settings: &Settings) -> Resu
     let spec = &cr.spec;
     let engine = spec.engine_name();
     let source = source(spec, settings)?;
-    check_credentials(spec, &source, seen)?;
-    if let Source::Claim { name, .. } = &source
-        && !seen.claims.contains(name)
+    check_mounts(spec)?;
+    let replicas = wanted_replicas(spec);
+    let mut missing =
+        check_credentials(spec, &source, seen).and_then(|()| check_claim(&source, namespace, seen)).err();
+    if replicas > 0
+        && let Some(blocked) = missing
     {
-        return Err(Blocked {
-            condition: ConditionType::Validated,
-            reason: Reason::ClaimNotFound,
-            message: format!(
-                "PersistentVolumeClaim `{name}` of `spec.model.uri` does not exist in namespace `{namespace}`: create it, or correct the name"
-            ),
-        });
+        return Err(blocked);
     }
     let accelerator = spec
         .accelerator
         .as_ref()
         .map(|wanted| (wanted.device.resource_name().to_owned(), wanted.device.count.unsigned_abs()));
-    let (image, image_args) = image(spec, settings)?;
+    // With no replica, an image that is no longer configured stays what it was: nothing starts from it.
+    let stopped = (replicas == 0).then(|| Kept::of(cr, seen)).flatten();
+    let (image, image_args) = match (image(spec, settings), &stopped) {
+        (Err(blocked), Some(kept)) => {
+            missing.get_or_insert(blocked);
+            (kept.image.clone(), kept.args.clone())
+        }
+        (found, _) => found?,
+    };
     let fetch_image = match (&source, engine) {
         (Source::Fetched { .. }, EngineName::Candle) => Some(image.clone()),
-        (Source::Fetched { .. }, EngineName::Custom) => Some(candle_image(Device::Cpu, settings)?.0),
+        (Source::Fetched { .. }, EngineName::Custom) => match (candle_image(Device::Cpu, settings), &stopped)
+        {
+            (Err(blocked), Some(kept)) => {
+                missing.get_or_insert(blocked);
+                Some(kept.fetch_image.clone().unwrap_or_else(|| image.clone()))
+            }
+            (found, _) => Some(found?.0),
+        },
         _ => None,
     };
-    let suspended = spec.suspend == Some(true);
     let request_secs = spec
         .routing
         .as_ref()
         .and_then(|routing| routing.timeouts.as_ref()?.request.as_ref())
         .map_or(0, |request| request.as_secs_ceil().saturating_add(GRACE_MARGIN_SECS));
-    let resolved = Resolved {
+    Ok(Resolved {
         name: name.clone(),
         namespace: namespace.clone(),
         uid: uid.clone(),
@@ -111,7 +146,8 @@ pub fn resolve(cr: &LlmDeployment, seen: &Observed, settings: &Settings) -> Resu
         served_name: spec.model.served_name.clone().unwrap_or_else(|| name.clone()),
         source,
         accelerator,
-        replicas: if suspended { 0 } else { spec.replicas },
+        replicas,
+        missing,
         progress_deadline_secs: spec
             .rollout
             .as_ref()
@@ -124,9 +160,31 @@ pub fn resolve(cr: &LlmDeployment, seen: &Observed, settings: &Settings) -> Resu
             .map_or_else(|| GRACE_SECS.max(request_secs), |grace| grace.as_secs_ceil().max(1)),
         operator_namespace: settings.operator_namespace.clone(),
         hub_endpoint: settings.hub_endpoint.clone().filter(|_| uses_hub(spec)),
-    };
-    refuse_foreign_children(&resolved, seen)?;
-    Ok(resolved)
+    })
+}
+
+/// What the live Deployment runs, for a resource that is being stopped.
+struct Kept {
+    image: String,
+    args: Vec<String>,
+    fetch_image: Option<String>,
+}
+
+impl Kept {
+    fn of(cr: &LlmDeployment, seen: &Observed) -> Option<Self> {
+        let name = names::child(OwnedKind::Deployment, cr.metadata.name.as_deref()?);
+        let live = seen.child(OwnedKind::Deployment, &name)?;
+        let pod = &live["spec"]["template"]["spec"];
+        let image = |list: &str, wanted: &str| {
+            let found = pod[list].as_array()?.iter().find(|container| container["name"] == wanted)?;
+            found["image"].as_str().map(str::to_owned)
+        };
+        Some(Self {
+            image: image("containers", children::SERVER)?,
+            args: cr.spec.engine.iter().flat_map(|engine| engine.args.clone()).collect(),
+            fetch_image: image("initContainers", children::FETCH),
+        })
+    }
 }
 
 fn invalid(message: impl Into<String>) -> Blocked {
@@ -193,22 +251,55 @@ fn authority(address: &str) -> Option<Source> {
 }
 
 /// A live object of a child's name that is not ours is somebody else's: never adopted.
-fn refuse_foreign_children(resolved: &Resolved, seen: &Observed) -> Result<(), Blocked> {
-    for child in children::desired(resolved, seen).children {
+fn foreign_child(resolved: &Resolved, seen: &Observed) -> Option<Blocked> {
+    children::desired(resolved, seen).children.into_iter().find_map(|child| {
         let (kind, name) = (child.kind, child.name());
         let foreign =
             seen.child(kind, name).is_some_and(|live| !is_ours(live, &resolved.name, &resolved.uid));
-        if foreign {
-            return Err(Blocked {
-                condition: ConditionType::Validated,
-                reason: Reason::NameConflict,
-                message: format!(
-                    "{kind} `{name}` exists and is not owned by this LlmDeployment: delete or rename it, or give this resource another name; it was left alone"
-                ),
-            });
+        foreign.then(|| Blocked {
+            condition: ConditionType::Validated,
+            reason: Reason::NameConflict,
+            message: format!(
+                "{kind} `{name}` exists and is not owned by this LlmDeployment: delete or rename it, or give this resource another name; it was left alone"
+            ),
+        })
+    })
+}
+
+/// Folders of the server's container that are Candela's or the kernel's. `/var/run` is a link to `/run` in most images.
+const KEPT_FOLDERS: &[&str] =
+    &["/etc/candela", "/models", "/pvc", "/tmp", "/var/run/candela", "/run/candela", "/dev", "/proc", "/sys"];
+
+/// CEL has checked the paths already; a mount that covers the configuration would run something else than was asked for.
+fn check_mounts(spec: &LlmDeploymentSpec) -> Result<(), Blocked> {
+    for mount in spec.pod_template.iter().flat_map(|template| &template.volume_mounts) {
+        let path = mount.mount_path.as_str();
+        let mut parts = path.split('/');
+        let plain = parts.next() == Some("") && parts.all(|part| !matches!(part, "" | "." | ".."));
+        let within = |inner: &str, outer: &str| {
+            inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        if !plain || KEPT_FOLDERS.iter().any(|kept| within(path, kept) || within(kept, path)) {
+            return Err(invalid(format!(
+                "`spec.podTemplate.volumeMounts` has the mountPath `{path}`: write a plain path such as /data, outside of {}",
+                KEPT_FOLDERS.join(", ")
+            )));
         }
     }
     Ok(())
+}
+
+fn check_claim(source: &Source, namespace: &str, seen: &Observed) -> Result<(), Blocked> {
+    match source {
+        Source::Claim { name, .. } if !seen.claims.contains(name) => Err(Blocked {
+            condition: ConditionType::Validated,
+            reason: Reason::ClaimNotFound,
+            message: format!(
+                "PersistentVolumeClaim `{name}` of `spec.model.uri` does not exist in namespace `{namespace}`: create it, or correct the name"
+            ),
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn check_credentials(spec: &LlmDeploymentSpec, source: &Source, seen: &Observed) -> Result<(), Blocked> {
@@ -217,7 +308,7 @@ fn check_credentials(spec: &LlmDeploymentSpec, source: &Source, seen: &Observed)
     let blocked =
         |reason, message: String| Err(Blocked { condition: ConditionType::Validated, reason, message });
     let name = &wanted.name;
-    let Some(SecretFacts { labels, annotations, keys }) = seen.secrets.get(name) else {
+    let Some(SecretFacts { labels, annotations }) = seen.secrets.get(name) else {
         return blocked(
             Reason::CredentialsNotFound,
             format!(
@@ -239,15 +330,6 @@ fn check_credentials(spec: &LlmDeploymentSpec, source: &Source, seen: &Observed)
             Reason::CredentialsHostNotAllowed,
             format!(
                 "Secret `{name}` may not be sent to `{host}`: its annotation {HOSTS_ANNOTATION} lists `{allowed}`; if it should be, add `{host}` there, separated by a comma"
-            ),
-        );
-    }
-    if keys.as_ref().is_some_and(|keys| !keys.contains(&wanted.key)) {
-        return blocked(
-            Reason::CredentialsNotFound,
-            format!(
-                "Secret `{name}` has no key `{}`: add it, or correct `spec.model.credentialsRef.key`",
-                wanted.key
             ),
         );
     }

@@ -290,6 +290,9 @@ fn volumes(resolved: &Resolved) -> Vec<Volume> {
                     secret: Some(SecretVolumeSource {
                         secret_name: Some(credentials.name.clone()),
                         default_mode: Some(0o440),
+                        // A key that is missing would keep the pod from starting, with words that name neither the
+                        // field nor the way out: the init step starts without it and says both.
+                        optional: Some(true),
                         items: Some(vec![KeyToPath {
                             key: credentials.key.clone(),
                             path: "token".to_owned(),

@@ -10,10 +10,12 @@ use super::failures::{Found, condition};
 use super::workload::Workload;
 use crate::children::{FETCH, SERVER};
 use crate::fit::Fit;
-use crate::{NetworkPolicyEnforced, Observed, PlanOutcome, Settings, Stamp};
+use crate::{NetworkPolicyEnforced, Observed, PlanOutcome, Resolved, Settings, Stamp};
 
 pub(super) struct Input<'a> {
     pub(super) cr: &'a LlmDeployment,
+    /// Of the status that the conditions are part of.
+    pub(super) observed_generation: i64,
     pub(super) outcome: &'a PlanOutcome,
     pub(super) seen: &'a Observed,
     pub(super) settings: &'a Settings,
@@ -67,7 +69,7 @@ pub(super) fn conditions(input: &Input<'_>) -> Vec<Condition> {
         .map(|found| Condition {
             type_: found.type_,
             status: found.status,
-            observed_generation: input.stamp.generation,
+            observed_generation: input.observed_generation,
             last_transition_time: previous
                 .iter()
                 .find(|known| known.type_ == found.type_ && known.status == found.status)
@@ -124,12 +126,12 @@ fn stall(input: &Input<'_>) -> Option<Problem> {
 /// A new pod waits for an accelerator while old ones, which wait for it, hold them all.
 fn no_room_to_surge(input: &Input<'_>) -> Option<Problem> {
     let accelerator = input.cr.spec.accelerator.as_ref()?;
-    let waits = input
-        .failures
-        .iter()
-        .any(|found| found.newest && found.failure.reason == Reason::InsufficientAccelerators);
-    // If no node could ever hold a replica, room is not what is missing.
-    if !waits || !input.workload.replacing() || *input.fit != Fit::Possible {
+    let waits = input.failures.iter().any(|found| {
+        found.stalls && found.newest && found.failure.reason == Reason::InsufficientAccelerators
+    });
+    // If no node could ever hold a replica, room is not what is missing; nor if nothing was started beside the old ones.
+    let surges = input.workload.surges && input.workload.replacing();
+    if !waits || !surges || *input.fit != Fit::Possible {
         return None;
     }
     let meanwhile = if input.workload.serving() { "; the old revision serves meanwhile" } else { "" };
@@ -156,8 +158,18 @@ fn ready(input: &Input<'_>, stall: Option<&Problem>) -> Finding {
     }
     match stall {
         Some(problem) => finding(Type::Ready, Status::False, problem.reason, problem.message.clone()),
-        None => finding(Type::Ready, Status::False, Reason::Progressing, progress(input)),
+        None => finding(Type::Ready, Status::False, hindrance(input), progress(input)),
     }
+}
+
+/// What keeps the present revision from being there although it may pass by itself, and so is no reason to stall.
+fn hindering<'a>(input: &Input<'a>) -> Option<&'a Found> {
+    let attempted = input.outcome.apply_failure.is_none() && input.workload.children_current;
+    input.failures.iter().find(|found| attempted && found.newest)
+}
+
+fn hindrance(input: &Input<'_>) -> Reason {
+    hindering(input).map_or(Reason::Progressing, |found| found.failure.reason)
 }
 
 fn suspended(input: &Input<'_>) -> String {
@@ -180,15 +192,22 @@ fn progress(input: &Input<'_>) -> String {
     if !workload.children_current {
         return "writing the Deployment and what belongs to it".to_owned();
     }
+    let hindered = hindering(input).map(|found| format!(": {}", found.failure.message)).unwrap_or_default();
     if workload.updated < workload.desired || workload.replicas > workload.updated {
         let (updated, desired) = (workload.updated, workload.desired);
-        return format!("{updated} of {desired} replicas run the present revision");
+        return format!("{updated} of {desired} replicas run the present revision{hindered}");
     }
-    format!("{} of {} replicas answer", workload.ready, workload.desired)
+    format!("{} of {} replicas answer{hindered}", workload.ready, workload.desired)
 }
 
 fn validated(input: &Input<'_>) -> Finding {
     match &input.outcome.resolved {
+        Ok(Resolved { missing: Some(missing), .. }) => finding(
+            missing.condition,
+            Status::False,
+            missing.reason,
+            format!("no replica is wanted, but one could not start: {}", missing.message),
+        ),
         Ok(_) => finding(
             Type::Validated,
             Status::True,
@@ -248,18 +267,20 @@ fn schedulable(input: &Input<'_>) -> Finding {
         return finding(type_, Status::Unknown, Reason::Suspended, suspended(input));
     }
     let of_scheduling = |reason: Reason| {
-        matches!(reason, Reason::Unschedulable | Reason::InsufficientAccelerators | Reason::UnknownProduct)
+        matches!(
+            reason,
+            Reason::Unschedulable
+                | Reason::InsufficientAccelerators
+                | Reason::InsufficientMemory
+                | Reason::UnknownProduct
+        )
     };
     if let Some(found) = input.failures.iter().find(|found| of_scheduling(found.failure.reason)) {
         return finding(type_, Status::False, found.failure.reason, found.failure.message.clone());
     }
     if !input.workload.settled()
-        && let Some(problem) = input.fit.problem()
+        && let (Some(reason), Some(problem)) = (input.fit.reason(), input.fit.problem())
     {
-        let reason = match input.fit {
-            Fit::UnknownProduct { .. } => Reason::UnknownProduct,
-            _ => Reason::InsufficientAccelerators,
-        };
         return finding(type_, Status::False, reason, problem);
     }
     let has_node =
@@ -299,7 +320,7 @@ fn rollout_complete(input: &Input<'_>, stall: Option<&Problem>) -> Finding {
     }
     match stall {
         Some(problem) => finding(type_, Status::False, problem.reason, problem.message.clone()),
-        None => finding(type_, Status::False, Reason::Progressing, progress(input)),
+        None => finding(type_, Status::False, hindrance(input), progress(input)),
     }
 }
 

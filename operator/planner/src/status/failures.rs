@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use candela_crds::{EngineName, Failure, LlmDeployment, Reason};
-use candela_wire::termination::{ExitReason, TerminationMessage};
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodCondition};
+use candela_crds::{Failure, LlmDeployment, Reason};
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::bounds::cut;
+use super::containers::{CREATE_SECS, container_failure, scheduled_at, waits_for_runtime};
 use super::workload::Workload;
 use crate::{Observed, Stamp, fit};
 
 /// At most this many are written.
 const MAX_FAILURES: usize = 5;
+/// Bytes of a message: a condition repeats it, and adds words of its own.
+const MAX_MESSAGE: usize = 1024;
 /// A pod that lost its readiness for less than this is not called failed.
 const UNREADY_SECS: i64 = 10;
 
@@ -37,7 +40,7 @@ pub(super) fn failures(
     pods.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
     for pod in pods {
         let newest = workload.is_newest(pod);
-        for mut found in pod_failures(cr, seen, pod, stamp) {
+        for mut found in pod_failures(cr, seen, pod, workload, stamp) {
             found.newest = newest;
             let key = (found.failure.reason, found.failure.container.clone());
             match grouped.get_mut(&key) {
@@ -63,18 +66,25 @@ pub(super) fn failures(
     all
 }
 
-/// When to compute the status again although nothing changed: when a pod has been unready for long enough.
+/// When to compute the status again although nothing changed: when a fault of a pod has lasted for long enough.
 pub fn recheck_after(seen: &Observed, stamp: &Stamp) -> Option<std::time::Duration> {
-    seen.pods
-        .iter()
-        .filter_map(lost_readiness)
-        .map(|since| UNREADY_SECS - seconds_since(since, stamp))
+    let unready = seen.pods.iter().filter_map(lost_readiness).map(|since| (since, UNREADY_SECS));
+    let creating = seen.pods.iter().filter(|pod| waits_for_runtime(pod)).filter_map(scheduled_at);
+    unready
+        .chain(creating.map(|since| (since, CREATE_SECS)))
+        .map(|(since, patience)| patience - seconds_since(since, stamp))
         .filter(|left| *left > 0)
         .min()
         .map(|left| std::time::Duration::from_secs(left.unsigned_abs()))
 }
 
-fn pod_failures(cr: &LlmDeployment, seen: &Observed, pod: &Pod, stamp: &Stamp) -> Vec<Found> {
+fn pod_failures(
+    cr: &LlmDeployment,
+    seen: &Observed,
+    pod: &Pod,
+    workload: &Workload,
+    stamp: &Stamp,
+) -> Vec<Found> {
     let status = pod.status.clone().unwrap_or_default();
     if status.phase.as_deref() == Some("Failed") {
         let reason =
@@ -89,8 +99,16 @@ fn pod_failures(cr: &LlmDeployment, seen: &Observed, pod: &Pod, stamp: &Stamp) -
         )];
     }
     if let Some(unscheduled) = unschedulable(pod) {
-        let (reason, message) = scheduling(cr, seen, unscheduled);
-        let mut failure = found(pod, reason, message, None, true);
+        let fit = fit::fit(cr, seen);
+        let (reason, mut message) = scheduling(cr, &fit, unscheduled);
+        // If no node could ever hold a replica, room is not what is being waited for.
+        let ending = seen.pods.iter().any(holds_until_it_ends);
+        let waits = fit == fit::Fit::Possible && (ending || workload.replaces_in_place());
+        if waits {
+            let what = if ending { "pods that are ending still hold" } else { "the replaced pods held" };
+            message = format!("waiting for room that {what}; until then: {message}");
+        }
+        let mut failure = found(pod, reason, message, None, !waits);
         failure.failure.last_time.clone_from(&unscheduled.last_transition_time);
         return vec![failure];
     }
@@ -99,161 +117,52 @@ fn pod_failures(cr: &LlmDeployment, seen: &Observed, pod: &Pod, stamp: &Stamp) -
     }
     let init = status.init_container_statuses.unwrap_or_default();
     let main = status.container_statuses.unwrap_or_default();
-    let failed: Vec<Found> =
-        init.iter().chain(&main).filter_map(|container| container_failure(cr, pod, container)).collect();
+    let failed: Vec<Found> = init
+        .iter()
+        .chain(&main)
+        .filter_map(|container| container_failure(cr, pod, container, stamp))
+        .collect();
     if !failed.is_empty() {
         return failed;
     }
-    // A container that started, runs, and is not ready: its readiness probe says no.
+    // A container that started, runs, and is not ready: its readiness probe says no. That is so for a moment at each
+    // start too, so it is told of one that was ready before, or of which the Deployment's controller gave up.
+    let lost = lost_readiness(pod).is_some_and(|since| seconds_since(since, stamp) >= UNREADY_SECS);
     main.iter()
+        .filter(|_| lost || workload.deadline_exceeded)
         .filter(|container| container.started == Some(true) && !container.ready)
         .filter(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()))
         .map(|container| {
-            let lost = lost_readiness(pod).is_some_and(|since| seconds_since(since, stamp) >= UNREADY_SECS);
             let message = format!(
                 "container `{}` runs but does not answer its readiness probe: see its log with `kubectl logs {} -c {}`",
                 container.name,
                 pod.metadata.name.as_deref().unwrap_or_default(),
                 container.name
             );
-            found(pod, Reason::ProbeFailed, message, Some(&container.name), lost)
+            found(pod, Reason::ProbeFailed, message, Some(&container.name), true)
         })
         .collect()
 }
 
-fn container_failure(cr: &LlmDeployment, pod: &Pod, container: &ContainerStatus) -> Option<Found> {
-    let state = container.state.clone().unwrap_or_default();
-    if let Some(waiting) = &state.waiting {
-        let detail = waiting.message.as_deref().unwrap_or_default();
-        let (reason, message) = match waiting.reason.as_deref().unwrap_or_default() {
-            "InvalidImageName" => (
-                Reason::InvalidImageName,
-                format!("image `{}` is not a valid reference: correct it", container.image),
-            ),
-            "ErrImagePull"
-            | "ImagePullBackOff"
-            | "ErrImageNeverPull"
-            | "RegistryUnavailable"
-            | "ImageInspectError"
-            | "SignatureValidationFailed" => (
-                Reason::ImagePullFailed,
-                format!(
-                    "image `{}` cannot be pulled: correct the name, or make it available to the nodes ({})",
-                    container.image,
-                    pull_detail(detail)
-                ),
-            ),
-            "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" | "StartError" => (
-                Reason::ContainerConfigError,
-                format!("container `{}` cannot be created: {detail}", container.name),
-            ),
-            _ => return last_end(cr, pod, container, &state.terminated),
-        };
-        return Some(found(pod, reason, message, Some(&container.name), true));
-    }
-    last_end(cr, pod, container, &state.terminated)
-}
-
-/// Kubelet alternates between the failed pull and the wait after it; the cause is the same, so are the words.
-fn pull_detail(message: &str) -> &str {
-    let cause = message.split_once("ErrImagePull: ").map_or(message, |(_, cause)| cause);
-    if cause.is_empty() { "see `kubectl describe pod`" } else { cause }
-}
-
-/// How the container last ended, unless it ended well.
-fn last_end(
-    cr: &LlmDeployment,
-    pod: &Pod,
-    container: &ContainerStatus,
-    now: &Option<ContainerStateTerminated>,
-) -> Option<Found> {
-    let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
-    let end = now.as_ref().or(last)?;
-    let init = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_ref());
-    let is_init = init.is_some_and(|list| list.iter().any(|init| init.name == container.name));
-    if is_init && end.exit_code == 0 {
-        return None;
-    }
-    let (reason, message) = explain(cr, pod, &container.name, end);
-    let mut failure = found(pod, reason, message, Some(&container.name), true);
-    failure.failure.last_time.clone_from(&end.finished_at);
-    Some(failure)
-}
-
-fn explain(
-    cr: &LlmDeployment,
-    pod: &Pod,
-    container: &str,
-    end: &ContainerStateTerminated,
-) -> (Reason, String) {
-    let name = pod.metadata.name.as_deref().unwrap_or_default();
-    let ours = cr.spec.engine_name() == EngineName::Candle || container == crate::children::FETCH;
-    let text = end.message.as_deref().unwrap_or_default();
-    if ours && let Some(TerminationMessage { reason, message }) = TerminationMessage::parse(text) {
-        return (of_exit(reason), message);
-    }
-    if end.reason.as_deref() == Some("OOMKilled") {
-        return (
-            Reason::OutOfMemory,
-            format!(
-                "container `{container}` used more memory than its limit: raise `spec.resources.limits.memory`, or choose a smaller model or contextLength"
-            ),
-        );
-    }
-    // Only the kubelet asks our server to end, or kills it (137 = SIGKILL, 143 = SIGTERM), without running out of memory.
-    let stopped = matches!(end.exit_code, 137 | 143) || (ours && end.exit_code == 0);
-    if stopped {
-        return (
-            Reason::ProbeFailed,
-            format!(
-                "container `{container}` was stopped (exit code {}), because its startup or liveness probe failed: see `kubectl logs {name} -c {container} --previous`; a slow start needs a longer `spec.rollout.progressDeadline`",
-                end.exit_code
-            ),
-        );
-    }
-    let tail = text
-        .lines()
-        .rev()
-        .find(|line| !line.trim().is_empty())
-        .map(|line| format!(": {}", cut(line.trim(), 300)));
-    (
-        Reason::Crashed,
-        format!(
-            "container `{container}` ended with exit code {}{}; see `kubectl logs {name} -c {container} --previous`",
-            end.exit_code,
-            tail.unwrap_or_default()
-        ),
-    )
-}
-
-/// Each reason of a termination message has one condition reason.
-fn of_exit(reason: ExitReason) -> Reason {
-    match reason {
-        ExitReason::InvalidConfiguration => Reason::InvalidConfiguration,
-        ExitReason::WeightsNotFound => Reason::WeightsNotFound,
-        ExitReason::WeightsUnauthorized => Reason::WeightsUnauthorized,
-        ExitReason::WeightsFetchFailed => Reason::WeightsFetchFailed,
-        ExitReason::ChecksumMismatch => Reason::ChecksumMismatch,
-        ExitReason::ModelUnsupported => Reason::ModelUnsupported,
-        ExitReason::OutOfMemory => Reason::OutOfMemory,
-        ExitReason::DeviceUnsupported => Reason::DeviceUnsupported,
-        ExitReason::StartupStalled => Reason::StartupStalled,
-        ExitReason::EngineCrashed => Reason::EngineCrashed,
-    }
+/// A pod that is being stopped and still holds its node's memory and accelerators.
+fn holds_until_it_ends(pod: &Pod) -> bool {
+    let ended = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref())
+        .is_some_and(|phase| matches!(phase, "Succeeded" | "Failed"));
+    let on_a_node = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+    pod.metadata.deletion_timestamp.is_some() && on_a_node && !ended
 }
 
 /// The scheduler's verdict, in our words where we know better.
-fn scheduling(cr: &LlmDeployment, seen: &Observed, verdict: &PodCondition) -> (Reason, String) {
+fn scheduling(cr: &LlmDeployment, fit: &fit::Fit, verdict: &PodCondition) -> (Reason, String) {
     let quoted = verdict.message.clone().unwrap_or_default();
-    let fit = fit::fit(cr, seen);
-    if let (fit::Fit::UnknownProduct { .. }, Some(problem)) = (&fit, fit.problem()) {
-        return (Reason::UnknownProduct, problem);
+    if let (Some(reason), Some(problem)) = (fit.reason(), fit.problem()) {
+        return (reason, problem);
     }
     if let Some(accelerator) = &cr.spec.accelerator {
         let resource = accelerator.device.resource_name();
-        if let Some(problem) = fit.problem() {
-            return (Reason::InsufficientAccelerators, problem);
-        }
         if quoted.contains(&format!("Insufficient {resource}")) {
             return (
                 Reason::InsufficientAccelerators,
@@ -263,6 +172,14 @@ fn scheduling(cr: &LlmDeployment, seen: &Observed, verdict: &PodCondition) -> (R
                 ),
             );
         }
+    }
+    if quoted.contains("Insufficient memory") {
+        return (
+            Reason::InsufficientMemory,
+            format!(
+                "no node has the memory free that each replica asks for: free some, add a node, or lower `spec.resources.requests.memory` or `spec.replicas` (scheduler: {quoted})"
+            ),
+        );
     }
     (
         Reason::Unschedulable,
@@ -291,15 +208,21 @@ fn lost_readiness(pod: &Pod) -> Option<&Time> {
     (since > started).then_some(since)
 }
 
-fn seconds_since(time: &Time, stamp: &Stamp) -> i64 {
+pub(super) fn seconds_since(time: &Time, stamp: &Stamp) -> i64 {
     stamp.now.0.as_second() - time.0.as_second()
 }
 
-fn found(pod: &Pod, reason: Reason, message: String, container: Option<&str>, stalls: bool) -> Found {
+pub(super) fn found(
+    pod: &Pod,
+    reason: Reason,
+    message: String,
+    container: Option<&str>,
+    stalls: bool,
+) -> Found {
     Found {
         failure: Failure {
             reason,
-            message: cut(&message, 1024),
+            message: cut(&message, MAX_MESSAGE),
             pod: pod.metadata.name.clone(),
             container: container.map(str::to_owned),
             count: 1,
@@ -308,16 +231,4 @@ fn found(pod: &Pod, reason: Reason, message: String, container: Option<&str>, st
         stalls,
         newest: false,
     }
-}
-
-/// At most `max` bytes, cut at a character.
-fn cut(text: &str, max: usize) -> String {
-    if text.len() <= max {
-        return text.to_owned();
-    }
-    let mut end = max - '…'.len_utf8();
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}…", &text[..end])
 }

@@ -1,6 +1,8 @@
 //! `status`: the whole status, computed anew from what was seen. Nothing here depends on the order of events.
 
+mod bounds;
 mod conditions;
+mod containers;
 mod facts;
 mod failures;
 mod workload;
@@ -28,13 +30,17 @@ pub fn status(
     let workload = workload::Workload::of(cr, outcome, seen);
     let failures = failures::failures(cr, seen, &workload, &stamp);
     let fit = fit::fit(cr, seen);
-    // An attempt that failed for a passing reason has not acted on this generation yet, and the conditions say so too.
+    // An attempt that failed for a passing reason has not acted on this generation yet; the conditions speak of the
+    // same generation as the status that they are part of.
     let acted = outcome.apply_failure.as_ref().is_none_or(|failure| !failure.retryable);
-    let known = cr.status.as_ref().map_or(-1, |status| status.observed_generation);
-    let generation = if acted { stamp.generation } else { known };
-    let stamp = Stamp { generation, ..stamp };
+    let observed_generation = match (&cr.status, acted) {
+        (_, true) => stamp.generation,
+        (Some(previous), false) => previous.observed_generation,
+        (None, false) => -1,
+    };
     let conditions = conditions::conditions(&conditions::Input {
         cr,
+        observed_generation,
         outcome,
         seen,
         settings,
@@ -44,8 +50,8 @@ pub fn status(
         stamp: &stamp,
     });
     let url = format!("http://{name}.{namespace}.svc/v1");
-    LlmDeploymentStatus {
-        observed_generation: generation,
+    bounds::hold(LlmDeploymentStatus {
+        observed_generation,
         conditions,
         addresses: vec![Address { type_: "Service".to_owned(), url: url.clone() }],
         url: Some(url),
@@ -65,12 +71,16 @@ pub fn status(
         revisions: facts::revisions(seen, &workload, &previous),
         models: facts::models(seen, &workload, &previous),
         startup: facts::startup(seen, &workload, &previous),
-        placement: cr.spec.accelerator.as_ref().map(|accelerator| PlacementStatus {
-            resource: Some(format!("{}: {}", accelerator.device.resource_name(), accelerator.device.count)),
-            nearest_fit: fit.nearest(),
-        }),
+        placement: placement(cr, &fit),
         failures: failures.into_iter().map(|found| found.failure).collect(),
-    }
+    })
+}
+
+fn placement(cr: &LlmDeployment, fit: &fit::Fit) -> Option<PlacementStatus> {
+    let accelerator = cr.spec.accelerator.as_ref().map(|wanted| &wanted.device);
+    let resource = accelerator.map(|device| format!("{}: {}", device.resource_name(), device.count));
+    let nearest_fit = fit.nearest();
+    (resource.is_some() || nearest_fit.is_some()).then_some(PlacementStatus { resource, nearest_fit })
 }
 
 /// The status of an object that is stored but cannot be read, `error` being why: one that came past the rules of the

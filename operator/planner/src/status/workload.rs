@@ -1,16 +1,21 @@
 //! What the Deployment and its ReplicaSets say.
 
-use candela_crds::LlmDeployment;
+use candela_crds::{IntOrPercent, LlmDeployment, RolloutStrategy};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 
-use crate::{Observed, OwnedKind, PlanOutcome, names, observed::controller_uid, owned_fields_differ};
+use crate::{
+    Observed, OwnedKind, PlanOutcome, names, observed::controller_uid, owned_fields_differ,
+    resolve::wanted_replicas,
+};
 
 /// The state of the pods as a whole.
 pub(super) struct Workload {
     /// Replicas that the spec wants, 0 when suspended.
     pub(super) desired: i32,
+    /// True if a change starts new pods before it stops old ones.
+    pub(super) surges: bool,
     pub(super) replicas: i32,
     pub(super) ready: i32,
     pub(super) updated: i32,
@@ -40,7 +45,8 @@ impl Workload {
         let observed =
             status.observed_generation.unwrap_or(0) >= deployment.metadata.generation.unwrap_or(i64::MAX);
         Self {
-            desired: if cr.spec.suspend == Some(true) { 0 } else { cr.spec.replicas },
+            desired: wanted_replicas(&cr.spec),
+            surges: surges(cr),
             replicas: status.replicas.unwrap_or(0),
             ready: status.ready_replicas.unwrap_or(0),
             updated: status.updated_replicas.unwrap_or(0),
@@ -103,6 +109,12 @@ impl Workload {
         self.replica_sets.iter().skip(1).any(|set| replicas(set) > 0)
     }
 
+    /// True while new pods take the place of old ones that were stopped first: until the Deployment's controller saw
+    /// them all, or gave up, one that finds no room waits for what the old ones held.
+    pub(super) fn replaces_in_place(&self) -> bool {
+        !self.surges && self.replica_sets.len() > 1 && !self.completed && !self.deadline_exceeded
+    }
+
     pub(super) fn is_newest(&self, pod: &Pod) -> bool {
         let hash = |labels: &Option<std::collections::BTreeMap<String, String>>| {
             labels.as_ref().and_then(|labels| labels.get("pod-template-hash").cloned())
@@ -112,6 +124,16 @@ impl Workload {
             None => false,
         }
     }
+}
+
+fn surges(cr: &LlmDeployment) -> bool {
+    let rollout = cr.spec.rollout.clone().unwrap_or_default();
+    let zero = match &rollout.max_surge {
+        Some(IntOrPercent::Int(number)) => *number == 0,
+        Some(IntOrPercent::Percent(text)) => text == "0%",
+        None => false,
+    };
+    rollout.strategy.unwrap_or_default() == RolloutStrategy::RollingUpdate && !zero
 }
 
 fn children_current(outcome: &PlanOutcome, seen: &Observed) -> bool {

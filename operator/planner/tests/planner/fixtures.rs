@@ -8,6 +8,7 @@ use candela_planner::{
     check,
 };
 use candela_wire::internal::{ModelStatus, ProcessStatus, Requests, STATUS_VERSION, Startup, State};
+use expect_test::Expect;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
@@ -89,7 +90,6 @@ pub(crate) fn known(cr: &LlmDeployment) -> Observed {
                 "candela.dev/hosts".to_owned(),
                 "huggingface.co, models.example.org".to_owned(),
             )]),
-            keys: None,
         };
         seen.secrets.insert(reference.name.clone(), facts);
     }
@@ -103,6 +103,11 @@ pub(crate) struct World {
 }
 
 impl World {
+    /// The plan was applied, and of the one replica there is this pod, which is not ready.
+    pub(crate) fn starting(spec: &str, pod: Value) -> Self {
+        Self::new(spec).applied(1, 1, 0).replica_set("aaa", 1, 1, 0).pod("chat-aaa-1", "aaa", pod)
+    }
+
     /// Nothing has happened yet.
     pub(crate) fn new(spec: &str) -> Self {
         let cr = llm(spec);
@@ -185,6 +190,15 @@ impl World {
         self
     }
 
+    /// A pod of the ReplicaSet `hash` that was told to stop, and has not ended.
+    pub(crate) fn ending(mut self, name: &str, hash: &str) -> Self {
+        self = self.pod(name, hash, ready_pod());
+        let pod = self.seen.pods.last_mut().unwrap();
+        pod.metadata.deletion_timestamp = Some(stamp().now);
+        pod.spec.as_mut().unwrap().node_name = Some("gpu-1".to_owned());
+        self
+    }
+
     /// What the server in this pod reports.
     pub(crate) fn process(mut self, pod: &str) -> Self {
         let status = ProcessStatus {
@@ -241,6 +255,17 @@ impl World {
             .collect();
         words.join("\n")
     }
+}
+
+/// One replica of the smallest resource, ready.
+pub(crate) fn serving() -> World {
+    World::new("{}").applied(1, 1, 1).replica_set("aaa", 1, 1, 1).pod("chat-aaa-1", "aaa", ready_pod())
+}
+
+/// The conditions of the world, one on each line.
+#[track_caller]
+pub(crate) fn check(world: &World, expected: Expect) {
+    expected.assert_eq(&world.summary());
 }
 
 pub(crate) fn ready_pod() -> Value {

@@ -3,13 +3,18 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod argocd;
+mod bounds;
 mod drift;
+mod facts;
 mod fixtures;
 mod generated;
 mod health;
 mod invariants;
+mod placement;
 mod plans;
+mod pod_failures;
 mod policy;
 mod purity;
 mod refusals;
 mod statuses;
+mod stopping;

@@ -4,7 +4,7 @@ use candela_crds::Reason;
 use candela_planner::{Observed, OwnedKind, SecretFacts};
 use serde_json::json;
 
-use crate::fixtures::{UID, known, llm, plan, settings};
+use crate::fixtures::{UID, known, llm, plan, planned, settings};
 
 #[track_caller]
 fn check(spec: &str, change: impl FnOnce(&mut Observed), reason: Reason, says: &str) {
@@ -91,12 +91,11 @@ fn secrets_are_used_only_as_their_owner_says() {
         Reason::CredentialsHostNotAllowed,
         "may not be sent to `evil.example`",
     );
-    check(
-        FETCHED,
-        |seen| seen.secrets.get_mut("hub").unwrap().keys = Some(["other".to_owned()].into()),
-        Reason::CredentialsNotFound,
-        "no key `token`",
-    );
+    // Of a Secret only the metadata is read: a missing key is told by the init step, so the pod must come to start.
+    let deployment = planned(FETCHED, OwnedKind::Deployment).unwrap();
+    let volumes = deployment["spec"]["template"]["spec"]["volumes"].as_array().unwrap();
+    let credentials = volumes.iter().find(|volume| volume["name"] == "candela-credentials").unwrap();
+    assert_eq!(credentials["secret"]["optional"], true);
 }
 
 #[test]
@@ -135,6 +134,18 @@ fn what_came_past_the_api_servers_rules_is_still_refused() {
         ("{engine: {name: Custom}, model: {}}", "`spec.engine.image` is required"),
     ] {
         check(spec, |_| (), Reason::InvalidSpec, says);
+    }
+    for path in ["//etc/candela", "/etc/candela/../candela", "/etc", "/", "/models/x", "/run", "data", "/a/"]
+    {
+        let volume = format!(
+            "volumes: [{{name: d, emptyDir: {{}}}}], volumeMounts: [{{name: d, mountPath: '{path}'}}]"
+        );
+        check(
+            &format!("{{podTemplate: {{{volume}}}}}"),
+            |_| (),
+            Reason::InvalidSpec,
+            &format!("mountPath `{path}`"),
+        );
     }
 }
 
