@@ -298,7 +298,6 @@ fn volumes(resolved: &Resolved) -> Vec<Volume> {
                             path: "token".to_owned(),
                             mode: None,
                         }]),
-                        ..SecretVolumeSource::default()
                     }),
                     ..named("candela-credentials")
                 });
