@@ -134,7 +134,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         case(
             "resources.limits must be amounts from 0 to 1E",
-            "{resources: {limits: {cpu: 0.5, memory: 1e9}}}",
+            "{resources: {limits: {cpu: '0.5', memory: '1e9'}}}",
             "{resources: {limits: {cpu: -1}}}",
         ),
         case(
