@@ -56,8 +56,12 @@ PACKAGES := containerd runc containernetworking-plugins nftables iptables conntr
 	buildah gcc g++ make pkg-config curl ca-certificates
 
 ##@ Run it
+.PHONY: need-root
+need-root:
+	@[ "$$(id -u)" = 0 ] || { echo "a cluster needs root: run this in a root shell, with cargo and go on its PATH"; exit 1; }
+
 .PHONY: demo
-demo: deps cluster-bin images ## A cluster, Candela, two sample models and a streamed chat, on this machine
+demo: need-root deps cluster-bin images ## A cluster, Candela, two sample models and a streamed chat, on this machine
 	@$(XTASK) demo up
 
 .PHONY: demo-down

@@ -75,6 +75,7 @@ fn up(cluster: &Cluster) -> Result<()> {
 
     step(&format!("Asking `{SERVED}` through its Service: {QUESTION}"))?;
     let url = cluster.forward(&format!("default/{SERVED}:http"))?;
+    chat::wait_until_reachable(&url)?;
     let answer = chat::stream(&url, SERVED, QUESTION)?;
     say(&format!(
         "   ({} pieces, the first after {} ms, the whole in {} ms)\n",
@@ -133,7 +134,7 @@ fn wait_for_models(cluster: &Cluster) -> Result<()> {
         let wanted = served["spec"]["replicas"].as_i64();
         let all = served["status"]["readyReplicas"].as_i64() == wanted;
         let ready = is(&served, "Ready", "True") && all && !is(&served, "Reconciling", "True");
-        if ready && is(&without, "Schedulable", "False") {
+        if ready && is(&without, "Schedulable", "False") && is(&without, "Stalled", "True") {
             return progress.done();
         }
         progress.wait("the samples did not get where they should")?;

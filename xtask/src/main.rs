@@ -7,6 +7,8 @@ mod image;
 mod prove;
 mod train;
 
+use std::{io::Write, process::ExitCode};
+
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -32,8 +34,19 @@ enum Command {
     Prove(prove::Args),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The causes are for the reader, a backtrace would be for us.
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Gen(args) => generate::run(args),
         Command::Check(args) => {
             check::tree()?;

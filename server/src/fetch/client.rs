@@ -289,7 +289,10 @@ impl Retries {
         };
         self.failures += 1;
         if self.failures >= self.patience.attempts {
-            return Err(FetchError::Failed(format!("{what}; gave up after {} attempts", self.failures)));
+            return Err(FetchError::Failed(format!(
+                "{what}; gave up after {} attempts: check `spec.model.uri`, and that pods reach it (DNS, proxy, egress rules)",
+                self.failures
+            )));
         }
         let doubled = self.patience.backoff.saturating_mul(1 << (self.failures - 1).min(16));
         // Many pods may have lost the same source at once.

@@ -3,6 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Read},
     process::{Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -11,11 +12,38 @@ use serde_json::{Value, json};
 
 use super::say;
 
+const REACHABLE_DEADLINE: Duration = Duration::from_secs(30);
+
 /// Figures of an answer.
 pub(super) struct Answer {
     pub(super) pieces: usize,
     pub(super) first: Duration,
     pub(super) whole: Duration,
+}
+
+/// A Service leads to its pods once the node's proxy has heard that they are ready, a moment after everybody else.
+pub(super) fn wait_until_reachable(url: &str) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--fail", "--max-time", "5", "--output", "/dev/null"]);
+        let tried = curl
+            .arg(format!("{url}/v1/models"))
+            .output()
+            .context("failed to run `curl`; is it installed?")?;
+        if tried.status.success() {
+            return Ok(());
+        }
+        if began.elapsed() > REACHABLE_DEADLINE {
+            let said = String::from_utf8_lossy(&tried.stderr);
+            bail!(
+                "the Service does not answer within {} s: {}; try `make demo` again, or look at the pods with kubectl",
+                REACHABLE_DEADLINE.as_secs(),
+                said.trim()
+            );
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
 }
 
 pub(super) fn stream(url: &str, model: &str, question: &str) -> Result<Answer> {
