@@ -32,6 +32,10 @@ use crate::{
 /// How long passes that have begun may go on after the process is told to end.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// How `lead` ends when every worker has finished its pass, and when it never led.
+const WORKERS: &str = "workers";
+const STANDBY: &str = "standby";
+
 /// What an operator runs with. Everything that touches the outside is a parameter, so that tests can replace it.
 pub struct RunOptions {
     /// Without policy: [`run`] adds deadlines, bounds and the fence.
@@ -163,7 +167,8 @@ pub async fn run(options: RunOptions) -> Result<(), RunError> {
             stop.cancel();
             // The lease is renewed meanwhile, so that the last writes are covered too.
             tokio::select! {
-                _ = &mut work => finished = true,
+                // Any other end of it drops passes that had begun.
+                task = &mut work => finished = matches!(task.as_str(), WORKERS | STANDBY),
                 _ = &mut election => {}
                 () = tokio::time::sleep(DRAIN) => warn!("some passes did not finish in time"),
             }
@@ -193,7 +198,7 @@ async fn lead(
     };
     tokio::select! {
         () = begin => {}
-        () = stop.cancelled() => return "standby".to_owned(),
+        () = stop.cancelled() => return STANDBY.to_owned(),
     }
     info!(resources = ctx.caches.resources.len(), "every cache is filled, starting to work");
     for resource in ctx.caches.resources.all() {
@@ -211,7 +216,7 @@ async fn lead(
             ended = workers.join_next() => match ended {
                 Some(Ok(())) => {}
                 Some(Err(panic)) => return panic.to_string(),
-                None => return "workers".to_owned(),
+                None => return WORKERS.to_owned(),
             },
             Some(ended) = pullers.join_next() => {
                 return ended.err().map_or_else(|| "status pull".to_owned(), |panic| panic.to_string());
