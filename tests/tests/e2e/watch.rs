@@ -12,7 +12,10 @@ use futures::StreamExt as _;
 use kube::{
     Api, Client,
     api::{ApiResource, DynamicObject},
-    runtime::watcher::{self, Event},
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event},
+    },
 };
 use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinHandle};
@@ -65,7 +68,10 @@ impl Watch {
         let (sender, length) = watch::channel(None);
         let shared = Arc::clone(&history);
         let task = tokio::spawn(async move {
-            let mut events = std::pin::pin!(watcher::watcher(api, watcher::Config::default()));
+            // With pauses after errors: once the cluster has gone, errors come without end, and a task that never waits
+            // cannot be aborted either.
+            let events = watcher::watcher(api, watcher::Config::default()).default_backoff();
+            let mut events = std::pin::pin!(events);
             // What was there before a list and was not in it has gone unseen.
             let mut listed = HashSet::new();
             while let Some(event) = events.next().await {
