@@ -20,7 +20,7 @@ pub enum Error {
     #[error("the stored object is not one that this version can read")]
     Malformed {
         #[source]
-        source: serde_json::Error,
+        source: serde_path_to_error::Error<serde_json::Error>,
     },
     #[error("failed to write {object} as JSON")]
     Encode {

@@ -102,12 +102,15 @@ async fn isolated(pass: impl Future<Output = Result<Outcome, Error>>) -> Result<
     })
 }
 
-fn parse(raw: &Raw) -> Result<LlmDeployment, serde_json::Error> {
-    serde_json::from_value(raw.value.clone())
+/// Why an object cannot be read, with the path of the field.
+type Unreadable = serde_path_to_error::Error<serde_json::Error>;
+
+fn parse(raw: &Raw) -> Result<LlmDeployment, Unreadable> {
+    serde_path_to_error::deserialize(&raw.value)
 }
 
 /// Says in the status what cannot be read; the error is that, or why it could not be said.
-async fn say_unreadable(ctx: &Context, key: &Key, raw: &Raw, source: serde_json::Error) -> Error {
+async fn say_unreadable(ctx: &Context, key: &Key, raw: &Raw, source: Unreadable) -> Error {
     let previous: Option<LlmDeploymentStatus> = serde_json::from_value(raw.value["status"].clone()).ok();
     let stamp = Stamp { generation: raw.meta.generation.unwrap_or_default(), now: now() };
     let status = unreadable(previous.as_ref(), &source.to_string(), &stamp);

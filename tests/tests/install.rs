@@ -29,6 +29,7 @@ fn get(cluster: &Cluster, arguments: &[&str]) -> Result<Value> {
 fn manifests_install_and_samples_are_taken_by_a_real_api_server() -> Result<()> {
     let cluster = Cluster::up(&Options { control_plane_only: true, ..Options::named("install") })?;
     the_readme_claims_this_version(&cluster)?;
+    the_overlay_of_the_documentation_builds(&cluster)?;
 
     for overlay in ["default", "overlays/test"] {
         let path = manifests(overlay);
@@ -92,6 +93,10 @@ fn the_operator_has_the_rights_it_needs_and_no_wider_ones() -> Result<()> {
     );
     assert!(!may(&["create", "clusterrolebindings.rbac.authorization.k8s.io"]));
     assert!(!may(&["delete", "nodes"]));
+    assert!(may(&["watch", "secrets", "--all-namespaces"]), "whether they exist");
+    for verb in ["get", "create", "patch", "update", "delete"] {
+        assert!(!may(&[verb, "secrets", "-n", "default"]), "{verb} secrets");
+    }
     Ok(())
 }
 
@@ -102,6 +107,28 @@ fn the_readme_claims_this_version(cluster: &Cluster) -> Result<()> {
     let claim = format!("- Kubernetes {}.{}.", part("major"), part("minor"));
     let readme = fs::read_to_string(repository().join("README.md"))?;
     ensure!(readme.contains(&claim), "README.md must claim what this ran on: `{claim}`");
+    Ok(())
+}
+
+/// The one of `docs/how-to/install.md`, word for word but for the path of the manifests.
+fn the_overlay_of_the_documentation_builds(cluster: &Cluster) -> Result<()> {
+    let page = fs::read_to_string(repository().join("docs/how-to/install.md"))?;
+    let overlay =
+        page.split("```yaml\n# kustomization.yaml\n").nth(1).and_then(|rest| rest.split("```").next());
+    let overlay = overlay.context("the page has no kustomization.yaml")?;
+    // Kustomize takes relative paths only.
+    let folder = tempfile::Builder::new().prefix("overlay-").tempdir_in(repository().join("target"))?;
+    let text = overlay.replace("path/to/manifests", "../../manifests");
+    ensure!(text != overlay, "the page names no path/to/manifests");
+    fs::write(folder.path().join("kustomization.yaml"), text)?;
+    let settings = fs::read_to_string(manifests("operator/operator.yaml"))?;
+    let settings = settings.replace("networkPolicyEnforced: Unknown", "networkPolicyEnforced: Yes");
+    fs::write(folder.path().join("operator.yaml"), settings)?;
+    let built = cluster.kubectl(["kustomize", &folder.path().display().to_string()])?;
+    for part in ["image: registry.example.com/candela/operator:0.1.0", "networkPolicyEnforced: Yes"] {
+        ensure!(built.contains(part), "no `{part}` in what the overlay of install.md builds:\n{built}");
+    }
+    ensure!(!built.contains("networkPolicyEnforced: Unknown"), "the overlay keeps the default configuration");
     Ok(())
 }
 

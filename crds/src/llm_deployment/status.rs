@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{Condition, ConditionStatus, ConditionType, Reason};
 
-/// What was seen of a deployment.
+/// What the operator saw last: conditions, pods, addresses, and the facts that the server reports of its models.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LlmDeploymentStatus {

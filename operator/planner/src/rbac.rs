@@ -42,8 +42,9 @@ fn operator_role() -> Value {
         rule("", "pods", &read),
         rule("apps", "replicasets", &read),
         rule("", "nodes", &read),
-        // Metadata only, and used only where a Secret says so; RBAC knows no smaller right.
-        rule("", "secrets", &read),
+        // Only their metadata is asked for (whether it is there, when it changed), by one watch; RBAC knows no smaller
+        // right. No verb `get`: nothing of ours reads one Secret.
+        rule("", "secrets", &["list", "watch"]),
         rule("", "persistentvolumeclaims", &read),
         rule("events.k8s.io", "events", &["create", "patch"]),
     ]);

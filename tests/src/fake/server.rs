@@ -1,61 +1,23 @@
-//! The server as clients meet it: a `tower::Service`, with a log of every request.
+//! The API server in memory: its state, its faults, and how a request is answered.
 
-use std::convert::Infallible;
 use std::fmt;
-use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures::Future;
-use http::{Method, Request, Response};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full};
-use kube::client::Body;
+use http::Request;
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::Instant;
-use tower::Service;
 
 use super::answer::ApiError;
 use super::discovery;
+use super::dispatch::dispatch;
 use super::faults::{Fault, Faults, On, Rule};
+use super::record::Record;
 use super::registry::{KINDS, Kind};
 use super::route::{self, Route, Target};
+use super::service::{Answer, ApiService};
 use super::store::{Event, Key, Store};
-use super::verbs::{Writer, Written};
 use super::watch::WatchStream;
-
-/// One request, as an audit log has it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Record {
-    pub client: String,
-    pub verb: &'static str,
-    pub kind: &'static str,
-    pub namespace: String,
-    pub name: String,
-    pub subresource: Option<String>,
-    pub manager: String,
-    pub code: u16,
-    /// Something was stored.
-    pub committed: bool,
-    /// Body of a write or options of a delete.
-    pub body: Value,
-    /// When, on the clock of the runtime.
-    pub at: Instant,
-}
-
-impl Record {
-    pub fn is_write(&self) -> bool {
-        !matches!(self.verb, "get" | "list" | "watch")
-    }
-
-    /// Writes that say something about workloads: leases and events are not among them.
-    pub fn is_workload_write(&self) -> bool {
-        self.is_write() && !matches!(self.kind, "Lease" | "Event")
-    }
-}
 
 /// Something that happens just before a request is handled.
 struct Interruption {
@@ -85,9 +47,6 @@ pub struct FakeCluster {
     inner: Arc<Mutex<Inner>>,
     tick: Arc<watch::Sender<u64>>,
 }
-
-pub(super) type Broken = io::Error;
-type AnswerBody = UnsyncBoxBody<Bytes, Broken>;
 
 impl FakeCluster {
     /// An empty cluster with the namespace `default`; `crd` is the OpenAPI schema of LlmDeployment.
@@ -285,7 +244,7 @@ impl FakeCluster {
         }
     }
 
-    fn handle(&self, client: &str, request: &Request<Bytes>) -> Answer {
+    pub(super) fn handle(&self, client: &str, request: &Request<Bytes>) -> Answer {
         let target = match route::parse(request.uri()) {
             Route::Resource(target) => target,
             Route::Discovery(path) => return Answer::of(discovery::answer(&path)),
@@ -295,7 +254,7 @@ impl FakeCluster {
         if verb == "watch" {
             return match WatchStream::start(self.clone(), client, &target) {
                 Ok(stream) => {
-                    self.log_read(client, verb, &target, 200);
+                    self.lock().log.push(Record::of_watch(client, &target));
                     Answer::Watch(Box::new(stream))
                 }
                 Err(error) => Answer::error(&error),
@@ -319,18 +278,19 @@ impl FakeCluster {
             _ => None,
         };
         if let Some(answer) = before {
-            inner.log.push(record(client, verb, &target, request, answer.code(), false));
+            inner.log.push(Record::of(client, verb, &target, request, answer.code(), false));
             drop(inner);
             self.wake();
             return answer;
         }
-        let outcome = dispatch(&mut inner, client, &target, request);
+        let Inner { store, faults, .. } = &mut *inner;
+        let outcome = dispatch(store, faults, client, &target, request);
         let committed = outcome.as_ref().is_ok_and(|w| w.committed);
         let mut answer = match outcome {
             Ok(written) => Answer::Json(written.code, written.body),
             Err(error) => Answer::error(&error),
         };
-        inner.log.push(record(client, verb, &target, request, answer.code(), committed));
+        inner.log.push(Record::of(client, verb, &target, request, answer.code(), committed));
         match fault {
             Some(Fault::DropAfter) => answer = Answer::Broken,
             Some(Fault::KillAfter) => {
@@ -345,172 +305,5 @@ impl FakeCluster {
             self.wake();
         }
         answer
-    }
-
-    fn log_read(&self, client: &str, verb: &'static str, target: &Target, code: u16) {
-        let entry = Record {
-            client: client.to_owned(),
-            verb,
-            kind: target.kind.kind,
-            namespace: target.namespace.clone(),
-            name: target.name.clone().unwrap_or_default(),
-            subresource: None,
-            manager: String::new(),
-            code,
-            committed: false,
-            body: Value::Null,
-            at: Instant::now(),
-        };
-        self.lock().log.push(entry);
-    }
-}
-
-fn parse_body(request: &Request<Bytes>) -> Value {
-    let bytes = request.body();
-    serde_json::from_slice(bytes).or_else(|_| serde_yaml::from_slice(bytes)).unwrap_or(Value::Null)
-}
-
-fn manager_of(target: &Target, request: &Request<Bytes>) -> String {
-    let agent = || {
-        let agent = request.headers().get("user-agent").and_then(|v| v.to_str().ok()).unwrap_or("unknown");
-        agent.split('/').next().unwrap_or(agent).to_owned()
-    };
-    target.text("fieldManager").map_or_else(agent, str::to_owned)
-}
-
-fn record(
-    client: &str,
-    verb: &'static str,
-    target: &Target,
-    request: &Request<Bytes>,
-    code: u16,
-    committed: bool,
-) -> Record {
-    let body = parse_body(request);
-    let created = body.pointer("/metadata/name").and_then(Value::as_str);
-    Record {
-        client: client.to_owned(),
-        verb,
-        kind: target.kind.kind,
-        namespace: target.namespace.clone(),
-        name: target.name.as_deref().or(created).unwrap_or_default().to_owned(),
-        subresource: target.subresource.clone(),
-        manager: manager_of(target, request),
-        code,
-        committed,
-        body,
-        at: Instant::now(),
-    }
-}
-
-fn dispatch(
-    inner: &mut Inner,
-    client: &str,
-    target: &Target,
-    request: &Request<Bytes>,
-) -> Result<Written, ApiError> {
-    let pinned = inner.faults.link(client).frozen_at;
-    let store = &mut inner.store;
-    let read = |value: Value| Written { code: 200, body: value, committed: false };
-    let kind = target.kind;
-    let missing = || Err(ApiError::injected(404));
-    match target.subresource.as_deref() {
-        None => {}
-        Some("status") if kind.has_status => {}
-        Some("scale") if kind.has_scale && request.method() == Method::GET => {
-            return store.read_scale(target);
-        }
-        Some("scale") if kind.has_scale => {}
-        Some(_) => return missing(),
-    }
-    let manager = manager_of(target, request);
-    let writer = Writer { manager: &manager, patches: request.method() == Method::PATCH };
-    let body = parse_body(request);
-    let content = request.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default();
-    match (request.method().as_str(), &target.name) {
-        ("GET", Some(_)) => store.read(target, pinned).map(read),
-        ("GET", None) => store.list(target, pinned).map(read),
-        ("POST", None) if body.is_object() => store.create(target, body, &writer),
-        ("PUT", Some(_)) if body.is_object() => store.update(target, body, &writer),
-        ("PATCH", Some(_)) if content.starts_with("application/apply-patch") && body.is_object() => {
-            store.apply(target, body, &writer)
-        }
-        ("PATCH", Some(_)) if content.starts_with("application/merge-patch") => {
-            store.merge_patch(target, &body, &writer)
-        }
-        ("PATCH", Some(_)) => Err(ApiError::new(
-            415,
-            "UnsupportedMediaType",
-            format!("the in-memory server takes merge and apply patches, not `{content}`"),
-        )),
-        ("DELETE", Some(_)) => store.delete(target, &body),
-        ("POST" | "PUT", _) => Err(ApiError::bad_request("the body is not an object")),
-        (method, _) => Err(ApiError::new(
-            405,
-            "MethodNotAllowed",
-            format!("{method} is not supported on {}", kind.plural),
-        )),
-    }
-}
-
-pub(super) enum Answer {
-    Json(u16, Value),
-    Watch(Box<WatchStream>),
-    Broken,
-}
-
-impl Answer {
-    fn of(answer: Result<Value, ApiError>) -> Self {
-        answer.map_or_else(|error| Self::error(&error), |value| Answer::Json(200, value))
-    }
-
-    fn error(error: &ApiError) -> Self {
-        Answer::Json(error.code, error.to_json())
-    }
-
-    fn code(&self) -> u16 {
-        match self {
-            Answer::Json(code, _) => *code,
-            Answer::Watch(_) => 200,
-            Answer::Broken => 0,
-        }
-    }
-}
-
-/// [`FakeCluster`] as one client sees it.
-#[derive(Clone, Debug)]
-pub struct ApiService {
-    cluster: FakeCluster,
-    client: String,
-}
-
-impl Service<Request<Body>> for ApiService {
-    type Response = Response<AnswerBody>;
-    type Error = tower::BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let Self { cluster, client } = self.clone();
-        Box::pin(async move {
-            let (parts, body) = request.into_parts();
-            let bytes = body.collect().await.map_err(|error| io::Error::other(error.to_string()))?.to_bytes();
-            // One turn of the scheduler between sending and handling, as on a wire.
-            tokio::task::yield_now().await;
-            let answer = cluster.handle(&client, &Request::from_parts(parts, bytes));
-            let response = Response::builder().header("content-type", "application/json");
-            Ok(match answer {
-                Answer::Broken => return Err(io::Error::from(io::ErrorKind::ConnectionReset).into()),
-                Answer::Json(code, value) => {
-                    let bytes = Full::new(Bytes::from(value.to_string()));
-                    let body = bytes.map_err(|never: Infallible| match never {});
-                    response.status(code).body(UnsyncBoxBody::new(body))?
-                }
-                Answer::Watch(stream) => response.status(200).body(stream.into_body())?,
-            })
-        })
     }
 }

@@ -16,7 +16,8 @@ use tokio::time::{Instant, timeout_at};
 use super::answer::ApiError;
 use super::reads::Selection;
 use super::route::Target;
-use super::server::{Broken, FakeCluster};
+use super::server::FakeCluster;
+use super::service::Broken;
 
 /// Time between bookmarks.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);

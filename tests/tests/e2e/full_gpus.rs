@@ -68,6 +68,12 @@ async fn finishes(story: &Story, what: &str, mut spec: Value, length: i32) -> Re
     let rolled = |o: &Value| node::settled(o) && o["status"]["models"][0]["contextLength"] == length;
     let done = story.model_until(mark, "big", what, READY, rolled).await?;
     println!("update on full GPUs, {what}: {:.1} s", (done.at - started).as_secs_f64());
+    // A pod that ends still has the GPUs: the wait for it is no fault.
+    for seen in story.models.since(mark) {
+        let stalled = node::condition(&seen.object, "Stalled");
+        let of_this_update = seen.object["spec"]["model"]["contextLength"] == length;
+        ensure!(!of_this_update || stalled["status"] != "True", "{what}: {stalled}");
+    }
     Ok(())
 }
 

@@ -84,6 +84,11 @@ impl Load {
         sent.iter().filter(|request| request.under_way_in(window)).count()
     }
 
+    pub(crate) fn n_failed(&self) -> usize {
+        let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        sent.iter().filter(|request| request.failure.is_some()).count()
+    }
+
     /// Lets every request under way end, and gives all of them.
     pub(crate) async fn finish(self) -> Vec<Sent> {
         self.stopping.store(true, Ordering::Relaxed);

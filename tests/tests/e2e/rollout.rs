@@ -75,3 +75,45 @@ async fn roll(story: &Story, number: usize) -> Result<(Instant, Instant)> {
     story.pods.until_all("the old pods are gone", LIMIT, only_new).await?;
     Ok((begun.at, Instant::now()))
 }
+
+/// The same load against a copy of the same pods, told to take nothing more once SIGTERM has come: a load that fails
+/// nobody there would prove nothing above.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_does_not_drain_is_found_out() -> Result<()> {
+    let story = Story::alone("no-drain").await?;
+    let url = chat::serve_sample(&story).await?;
+    let first = Once::new(&url, Connections::NewEach).chat(&chat::body(false)).await?;
+    let expected = client::whole_text(&first)?;
+
+    let labels = json!({"app": "no-drain"});
+    let deployments = node::kind("apps/v1", "Deployment", "deployments");
+    let mut deployment = story.get(&deployments, "chat").await?;
+    deployment["metadata"] = json!({"name": "no-drain"});
+    deployment["spec"]["selector"] = json!({"matchLabels": labels});
+    deployment["spec"]["template"]["metadata"] = json!({"labels": labels});
+    let args = deployment["spec"]["template"]["spec"]["containers"][0]["args"].as_array_mut();
+    args.context("the server has no arguments")?.extend([json!("--drain-window-seconds"), json!("0")]);
+    let service = story.get(&node::kind("v1", "Service", "services"), "chat").await?;
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "no-drain"},
+        "spec": {"selector": labels, "ports": service["spec"]["ports"]}});
+    story.apply(&deployment).await?;
+    story.apply(&service).await?;
+    let rollout = ["rollout", "status", "deployment/no-drain", "--timeout=120s"];
+    story.kubectl(&rollout).await?;
+    let (cluster, name) = (story.cluster.clone(), format!("{}/no-drain:http", story.namespace));
+    let url = tokio::task::spawn_blocking(move || cluster.forward(&name)).await??;
+    Once::new(&url, Connections::NewEach).until_reachable().await?;
+
+    let load = Load::start(&url, &expected, chat::body);
+    let mut n_rollouts = 0;
+    while load.n_failed() == 0 && n_rollouts < 5 {
+        n_rollouts += 1;
+        story.kubectl(&["rollout", "restart", "deployment/no-drain"]).await?;
+        story.kubectl(&rollout).await?;
+    }
+    let sent = load.finish().await;
+    let n_failed = sent.iter().filter(|request| request.failure.is_some()).count();
+    println!("without draining: {n_failed} of {} requests failed in {n_rollouts} rollouts", sent.len());
+    ensure!(n_failed > 0, "the load did not notice servers that do not drain");
+    Ok(())
+}

@@ -346,7 +346,7 @@ fn network_policy(input: &Input<'_>) -> Finding {
             type_,
             Status::False,
             Reason::NotEnforced,
-            "a NetworkPolicy is written, but this cluster does not enforce it: every pod can reach the model",
+            "a NetworkPolicy is written, but this cluster does not enforce it: every pod can reach the model; install a network plugin that enforces NetworkPolicies, then say `networkPolicyEnforced: Yes` in the operator's configuration",
         ),
         NetworkPolicyEnforced::Unknown => finding(
             type_,

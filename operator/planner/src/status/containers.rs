@@ -169,8 +169,10 @@ fn explain(
     (
         Reason::Crashed,
         format!(
-            "container `{container}` ended with exit code {}{}; see `kubectl logs {name} -c {container} --previous`",
+            "container `{container}` ended with exit code {}{}{}; see `kubectl logs {name} -c {container} --previous`",
             end.exit_code,
+            // A foreign server that obeys SIGTERM ends so as well; its pod's status does not tell the two apart.
+            if end.exit_code == 0 { ", by itself or because its probe failed" } else { "" },
             tail.unwrap_or_default()
         ),
         false,
