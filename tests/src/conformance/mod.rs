@@ -3,10 +3,9 @@
 //! A sequence works on two objects of one kind, named after its seed, so that many run side by side in one namespace.
 //! Controllers must not touch the objects meanwhile: pause the controller manager of the real cluster.
 //!
-//! Known to differ (20 of the sequences of seeds 1 to 5000, the first one 1103): the in-memory server takes what the real
-//! one refuses when an apply takes away a container's `image` (1218) or a required map of a custom resource (1103), and
-//! keeps the finalizer `foregroundDeletion` otherwise when deletes of several kinds of propagation follow each other
-//! (1405, 1479, 1663).
+//! Known to differ (3 of the sequences of seeds 1 to 5000): the in-memory server takes what the real one refuses when an
+//! apply takes the last entry out of a map of a custom resource (1103), and does not keep an empty `f:rollingUpdate` in
+//! `managedFields` when a strategy is given up (2962, 3250).
 
 mod bodies;
 mod normal;

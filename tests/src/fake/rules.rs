@@ -174,12 +174,33 @@ impl Store {
                 return Err(ApiError::invalid(kind, name, "spec.template.metadata.labels", why));
             }
         }
+        // The real server says all of these at once.
+        let mut wrong = Vec::new();
         if kind.kind == "Deployment"
             && new["spec"]["strategy"]["type"] == "Recreate"
             && new["spec"]["strategy"].get("rollingUpdate").is_some()
         {
             let why = "Forbidden: may not be specified when strategy `type` is 'Recreate'";
-            return Err(ApiError::invalid(kind, name, "spec.strategy.rollingUpdate", why));
+            wrong.push(("spec.strategy.rollingUpdate".to_owned(), why));
+        }
+        for template in ["/spec/template/spec", "/spec"] {
+            for list in ["initContainers", "containers"] {
+                let containers = new.pointer(template).and_then(|spec| spec[list].as_array());
+                for (i, container) in containers.into_iter().flatten().enumerate() {
+                    if container["image"].as_str().is_none_or(str::is_empty) {
+                        let field = format!("{}.{list}[{i}].image", template[1..].replace('/', "."));
+                        wrong.push((field, "Required value"));
+                    }
+                }
+            }
+        }
+        if let Some((field, why)) = wrong.first() {
+            let mut refused = ApiError::invalid(kind, name, field, why);
+            let causes = wrong
+                .iter()
+                .map(|(field, why)| json!({"reason": "FieldValueInvalid", "message": why, "field": field}));
+            refused.details["causes"] = causes.collect();
+            return Err(refused);
         }
         let owners = new["metadata"]["ownerReferences"].as_array().cloned().unwrap_or_default();
         if owners.iter().filter(|o| o["controller"] == true).count() > 1 {

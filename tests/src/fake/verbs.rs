@@ -297,11 +297,8 @@ impl Store {
         let is_namespace = kind.kind == "Namespace";
         let had = live["metadata"]["finalizers"].as_array().map_or(0, Vec::len);
         if finalizers.is_empty() && had > 0 && wanted.get("resourceVersion").is_some() && !target.dry_run() {
-            // The finalizers are taken off first, which moves the version away from the one that was stated.
-            if let Some(meta) = live["metadata"].as_object_mut() {
-                meta.remove("finalizers");
-            }
-            self.commit(kind, &key, Some(live));
+            // The real server compares the version with that of an update which it then leaves out, as this delete needs
+            // no finalizer any more: nothing is written, and no version fits.
             return Err(ApiError::stale(kind, &key.name));
         }
         if target.dry_run() {
@@ -314,7 +311,17 @@ impl Store {
             return Ok(Written { code: 200, body, committed: true });
         }
         if text(&live, "/metadata/deletionTimestamp").is_some() {
-            return Ok(Written { code: 200, body: live, committed: false });
+            let sorted = |list: &[Value]| {
+                let mut names: Vec<String> = list.iter().map(Value::to_string).collect();
+                names.sort();
+                names
+            };
+            let present = live["metadata"]["finalizers"].as_array().map_or(&[][..], Vec::as_slice);
+            if is_namespace || sorted(present) == sorted(&finalizers) {
+                return Ok(Written { code: 200, body: live, committed: false });
+            }
+            live["metadata"]["finalizers"] = Value::Array(finalizers);
+            return Ok(Written { code: 200, body: self.commit(kind, &key, Some(live)), committed: true });
         }
         live["metadata"]["deletionTimestamp"] = json!(now());
         if is_namespace {
