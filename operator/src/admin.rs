@@ -11,7 +11,16 @@ use axum::{
     routing::get,
 };
 use candela_wire::internal::{self, ProcessStatus, Requests, STATUS_PATH, STATUS_VERSION, Startup};
-use tokio::{net::TcpListener, sync::watch, time::Duration};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+    time::Duration,
+};
 
 use crate::context::Context;
 
@@ -38,8 +47,40 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
     TcpListener::bind(address).await.map_err(|source| ListenError { address, source })
 }
 
+/// Open connections at most; further ones wait in the kernel.
+const CONNECTIONS: usize = 256;
+/// From accepting to the end of a request's head.
+const HEAD: Duration = Duration::from_secs(2);
+/// From accepting to the end of the answer.
+const EXCHANGE: Duration = Duration::from_secs(10);
+
+/// One request per connection, each within a time, so that nobody in the cluster can keep the probes out, or fill the
+/// memory, by holding connections open. Ends only with its task.
 pub async fn serve(listener: TcpListener, admin: Admin) -> std::io::Result<()> {
-    axum::serve(listener, router(admin)).await
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let router = router(admin);
+    loop {
+        let slot = Arc::clone(&slots).acquire_owned().await.map_err(std::io::Error::other)?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, or a client that has gone already.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
+        tokio::spawn(async move {
+            // Errors are the client's: it was slow, or left.
+            let _ = tokio::time::timeout(EXCHANGE, connection).await;
+            drop(slot);
+        });
+    }
 }
 
 pub fn router(admin: Admin) -> Router {

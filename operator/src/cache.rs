@@ -163,6 +163,11 @@ impl<T: Entry> Cache<T> {
         inner.objects.get(key).filter(|slot| slot.believed()).map(|slot| Arc::clone(&slot.object))
     }
 
+    /// Whether there is an object that is not to be acted upon: an own write that the watch should have shown long ago.
+    pub fn is_doubtful(&self, key: &Key) -> bool {
+        self.inner.read().objects.get(key).is_some_and(|slot| !slot.believed())
+    }
+
     /// Objects whose controller has this uid.
     pub fn owned_by(&self, uid: &str) -> Vec<Arc<T>> {
         let inner = self.inner.read();
@@ -233,7 +238,13 @@ impl<T: Entry> Cache<T> {
                 return None;
             }
             if known.resource_version.is_some() && known.resource_version == object.meta().resource_version {
+                let doubted = !slot.believed();
                 slot.written = None;
+                if doubted {
+                    // Whoever looked meanwhile was told to come again.
+                    let object = Arc::clone(&slot.object);
+                    return Some(Change { old: Some(Arc::clone(&object)), new: Some(object) });
+                }
                 return None;
             }
         }
@@ -286,6 +297,10 @@ impl<T: Entry> Cache<T> {
                 if newer || same {
                     listed.remove(&key);
                     if same && let Some(slot) = inner.objects.get_mut(&key) {
+                        if !slot.believed() {
+                            let object = Arc::clone(&slot.object);
+                            changes.push(Change { old: Some(Arc::clone(&object)), new: Some(object) });
+                        }
                         // The server has said it: no event will come to confirm the write any more.
                         slot.written = None;
                     }
@@ -310,9 +325,12 @@ impl<T: Entry> Cache<T> {
     pub fn wrote(&self, object: T) {
         let mut inner = self.inner.write();
         let key = Key::of(object.meta());
-        if let Some(slot) = inner.objects.get(&key) {
-            // The watch was faster.
+        if let Some(slot) = inner.objects.get_mut(&key) {
+            // The watch was faster, or the server was asked again and has still the same.
             let same = slot.object.meta().resource_version == object.meta().resource_version;
+            if same && slot.written.is_some() {
+                slot.written = Some(Instant::now());
+            }
             if same || is_older(object.meta(), slot.object.meta()) {
                 return;
             }

@@ -1,14 +1,14 @@
 //! `observe`: the caches as one LlmDeployment sees them. No call to the API server, save for a second look at
 //! foreign objects that no watch shows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candela_crds::{LLM_DEPLOYMENT_LABEL, LlmDeployment};
-use candela_planner::{Observed, OwnedKind, SecretFacts};
+use candela_planner::{Observed, OwnedKind, SecretFacts, is_ours};
 use kube::ResourceExt as _;
 
 use crate::{
-    cache::{Entry, Key, Raw},
+    cache::{Entry, Key, Raw, controller},
     context::Context,
     error::Error,
 };
@@ -17,7 +17,7 @@ use crate::{
 pub fn observe(ctx: &Context, key: &Key, resource: &LlmDeployment) -> Observed {
     let uid = resource.metadata.uid.as_deref().unwrap_or_default();
     let caches = &ctx.caches;
-    let mut children = BTreeMap::new();
+    let mut children: BTreeMap<OwnedKind, Vec<serde_json::Value>> = BTreeMap::new();
     for kind in OwnedKind::ALL.iter().copied() {
         let cache = caches.children(kind);
         let mut objects: BTreeMap<Key, serde_json::Value> = BTreeMap::new();
@@ -35,11 +35,30 @@ pub fn observe(ctx: &Context, key: &Key, resource: &LlmDeployment) -> Observed {
     let ours = |meta: &kube::api::ObjectMeta| {
         meta.labels.as_ref().and_then(|labels| labels.get(LLM_DEPLOYMENT_LABEL)) == Some(&key.name)
     };
+    // Labels are copied by hand and by Jobs: what is counted is what our Deployment has made.
+    let deployments: BTreeSet<&str> = children
+        .get(&OwnedKind::Deployment)
+        .into_iter()
+        .flatten()
+        .filter(|object| is_ours(object, &key.name, uid))
+        .filter_map(|object| object["metadata"]["uid"].as_str())
+        .collect();
+    let made_by = |meta: &kube::api::ObjectMeta, kind: &str, uids: &BTreeSet<&str>| {
+        controller(meta).is_some_and(|owner| owner.kind == kind && uids.contains(owner.uid.as_str()))
+    };
+    let replica_sets: Vec<_> = caches
+        .replica_sets
+        .in_namespace(&key.namespace)
+        .into_iter()
+        .filter(|set| ours(&set.metadata) && made_by(&set.metadata, "Deployment", &deployments))
+        .map(|set| (*set).clone())
+        .collect();
+    let sets: BTreeSet<&str> = replica_sets.iter().filter_map(|set| set.metadata.uid.as_deref()).collect();
     let pods: Vec<_> = caches
         .pods
         .in_namespace(&key.namespace)
         .into_iter()
-        .filter(|pod| ours(&pod.metadata))
+        .filter(|pod| ours(&pod.metadata) && made_by(&pod.metadata, "ReplicaSet", &sets))
         .map(|pod| (*pod).clone())
         .collect();
     let processes = pods
@@ -48,13 +67,6 @@ pub fn observe(ctx: &Context, key: &Key, resource: &LlmDeployment) -> Observed {
             let status = ctx.processes.get(pod.metadata.uid.as_deref()?)?;
             Some((pod.name_any(), status))
         })
-        .collect();
-    let replica_sets = caches
-        .replica_sets
-        .in_namespace(&key.namespace)
-        .into_iter()
-        .filter(|set| ours(&set.metadata))
-        .map(|set| (*set).clone())
         .collect();
     // Large clusters have many nodes; only accelerators and memory are looked up among them.
     let nodes = if resource.spec.accelerator.is_some() || resource.spec.resources.is_some() {

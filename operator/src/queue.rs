@@ -82,9 +82,14 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         self.changed.notify_one();
     }
 
-    /// Forgets timers of a key that is gone.
+    /// Forgets a key that is gone: nobody need work on it, now or later.
     pub fn forget(&self, key: &K) {
-        self.inner.lock().drop_timer(key);
+        let mut inner = self.inner.lock();
+        inner.drop_timer(key);
+        if inner.waiting.remove(key).is_some() {
+            inner.normal.retain(|other| other != key);
+            inner.sweep.retain(|other| other != key);
+        }
     }
 
     /// The next key; marks it as running until [`Queue::done`].

@@ -8,7 +8,7 @@ use candela_planner::{Stamp, plan, recheck_after, status, unreadable};
 use futures::FutureExt as _;
 use jiff::{Timestamp, Unit};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use tokio::time::Duration;
+use tokio::time::{Duration, Instant};
 
 use crate::{
     apply::{self, Owner},
@@ -35,7 +35,13 @@ pub struct Outcome {
 
 /// One pass. `Err` means that this attempt failed; what is wrong with the resource is in its status instead.
 pub async fn pass(ctx: &Context, key: &Key) -> Result<Outcome, Error> {
-    let Some(raw) = ctx.caches.resources.get(key) else { return Ok(Outcome::default()) };
+    let Some(raw) = ctx.caches.resources.get(key) else {
+        if ctx.caches.resources.is_doubtful(key) {
+            // It is there, but its watch is silent: nothing that is seen now may be forgotten.
+            return Err(Error::Stale { object: format!("LlmDeployment {key}") });
+        }
+        return Ok(Outcome::default());
+    };
     if raw.meta.deletion_timestamp.is_some() {
         // Its children carry owner references: the garbage collector does the rest.
         return Ok(Outcome::default());
@@ -80,7 +86,13 @@ pub async fn pass(ctx: &Context, key: &Key) -> Result<Outcome, Error> {
         events::publish(ctx, &resource, &status.conditions).await;
     }
     match failure {
-        Some(error) => Err(error),
+        Some(error) => {
+            // The pause after a failure may be longer than what the status waits for.
+            if let Some(after) = recheck_after(&seen, &stamp) {
+                ctx.queue.add_at(key.clone(), Instant::now() + after);
+            }
+            Err(error)
+        }
         None => {
             let conflict = (!ctx.foreign.named_after(key).is_empty()).then_some(Foreign::REFRESH);
             let again_after = recheck_after(&seen, &stamp).into_iter().chain(conflict).min();

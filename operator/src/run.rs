@@ -255,7 +255,8 @@ pub(crate) async fn work_on(ctx: &Context, key: &Key) {
             }
         }
         Err(Error::Call { source, .. }) if is_fenced(&source) => {
-            // The lease has ended; the process follows.
+            // The lease has ended and the process follows, unless a renewal was answered in the last moment.
+            ctx.queue.add_at(key.clone(), Instant::now() + Duration::from_secs(1));
         }
         Err(error) => {
             let delay = ctx.backoff.after_failure(key.clone(), error.retry(), error.retry_after());

@@ -45,7 +45,8 @@ pub(crate) fn resource_kind() -> ApiResource {
 /// Starts all watches. `namespace` restricts them to one; nodes have none.
 pub fn spawn(ctx: &Arc<Context>, namespace: Option<&str>, tasks: &mut JoinSet<&'static str>) {
     let client = ctx.client.clone();
-    let ours = Config::default().labels(MANAGED_BY_US);
+    // Anybody may write our label on something large: small pages, and of strangers nothing but their metadata.
+    let ours = Config::default().labels(MANAGED_BY_US).page_size(PAGE);
     let everything = Config::default();
 
     let resources = dynamic(&client, namespace, &resource_kind());
@@ -66,7 +67,7 @@ pub fn spawn(ctx: &Arc<Context>, namespace: Option<&str>, tasks: &mut JoinSet<&'
         let (shared, config) = (Arc::clone(ctx), ours.clone());
         tasks.spawn(async move {
             let api_version = kind.api_version();
-            let convert = |object: DynamicObject| Raw::new(object, &api_version, kind.kind());
+            let convert = |object: DynamicObject| Raw::new(without_bulk(object), &api_version, kind.kind());
             let wake = |change: &Change<Raw>, priority| wake_owner(&shared, change, priority);
             let cache = shared.caches.children(kind);
             follow(&shared, kind.kind(), watcher(api, config), cache, convert, wake).await
@@ -205,6 +206,26 @@ fn dynamic(client: &Client, namespace: Option<&str>, kind: &ApiResource) -> Api<
     }
 }
 
+/// Objects in one page of a list.
+const PAGE: u32 = 50;
+/// Bytes of a child's content, as JSON; ours have a few thousand.
+const MAX_CONTENT_BYTES: usize = 256 << 10;
+
+/// A child as it came, or its metadata alone where it is not a child of an LlmDeployment, or is larger than any that we
+/// write: applying it anew is all that could follow from its content.
+fn without_bulk(mut object: DynamicObject) -> DynamicObject {
+    let ours = controller(&object.metadata).is_some_and(|owner| owner.kind == "LlmDeployment");
+    let bytes = |value: &serde_json::Value| serde_json::to_vec(value).map_or(usize::MAX, |text| text.len());
+    if !ours || bytes(&object.data) > MAX_CONTENT_BYTES {
+        object.data = serde_json::json!({});
+    }
+    let fields = serde_json::to_value(&object.metadata.managed_fields);
+    if fields.is_ok_and(|fields| bytes(&fields) > MAX_CONTENT_BYTES) {
+        object.metadata.managed_fields = None;
+    }
+    object
+}
+
 fn without_managed_fields<K: Resource>(mut object: K) -> K {
     object.meta_mut().managed_fields = None;
     object
@@ -307,4 +328,34 @@ fn wake_users<T: Entry>(ctx: &Context, change: &Change<T>, uses: impl Fn(&Raw, &
 
 fn label(meta: &ObjectMeta) -> Option<&str> {
     meta.labels.as_ref()?.get(LLM_DEPLOYMENT_LABEL).map(String::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn config_map(owner: &str, content: &str) -> DynamicObject {
+        let object = json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {
+                "name": "a", "namespace": "ns", "uid": "1", "resourceVersion": "1",
+                "ownerReferences": [{"apiVersion": "x/v1", "kind": owner, "name": "o", "uid": "2", "controller": true}],
+            },
+            "data": {"a": content},
+        });
+        serde_json::from_value(object).expect("an object")
+    }
+
+    #[test]
+    fn of_strangers_and_of_giants_only_the_metadata_is_kept() {
+        let kept = |object: DynamicObject| Raw::new(without_bulk(object), "v1", "ConfigMap").value;
+        assert_eq!(kept(config_map("LlmDeployment", "x"))["data"]["a"], "x");
+        for large in [config_map("Job", "x"), config_map("LlmDeployment", &"x".repeat(1 << 20))] {
+            let kept = kept(large);
+            assert_eq!(kept["data"], Value::Null);
+            assert_eq!((&kept["kind"], &kept["metadata"]["uid"]), (&json!("ConfigMap"), &json!("1")));
+        }
+    }
 }

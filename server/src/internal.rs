@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::{Request, State},
+    extract::{self, Request},
     response::{IntoResponse, Response},
     routing::get,
 };
 use candela_engine::Stats;
 use candela_wire::{
-    internal::{ProcessStatus, Requests, STATUS_PATH, STATUS_VERSION},
+    internal::{ProcessStatus, Requests, STATUS_PATH, STATUS_VERSION, Startup, State},
     problem::{self, Problem},
 };
 use http::{StatusCode, header};
@@ -35,7 +35,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 
 /// What the init step answers: it has no model, only progress.
 pub(crate) fn fetch_router(metrics: Arc<Metrics>, progress: Arc<Progress>) -> Router {
-    let live = Arc::clone(&progress);
+    let (live, waiting, told) = (Arc::clone(&progress), Arc::clone(&progress), Arc::clone(&progress));
     let text = move || async move {
         let now = Now { running: 0, queued: 0, in_flight: 0 };
         exposition(metrics.text(&now, &progress))
@@ -43,10 +43,26 @@ pub(crate) fn fetch_router(metrics: Arc<Metrics>, progress: Arc<Progress>) -> Ro
     Router::new()
         .route("/metrics", get(text))
         .route("/livez", get(move || async move { (StatusCode::OK, starting(&live)) }))
+        .route("/readyz", get(move || async move { unavailable(starting(&waiting)) }))
+        .route(STATUS_PATH, get(move || async move { Json(fetching(&told)) }))
         .fallback(nothing_here)
 }
 
-async fn metrics_text(State(app): State<Arc<App>>) -> Response {
+/// The same contract as the server's, so that every process can be asked alike.
+fn fetching(progress: &Progress) -> ProcessStatus {
+    ProcessStatus {
+        api_version: STATUS_VERSION.to_owned(),
+        component: "fetch".to_owned(),
+        build: env!("CARGO_PKG_VERSION").to_owned(),
+        state: State::Loading,
+        models: Vec::new(),
+        startup: Startup::default(),
+        progress: Some(progress.report()),
+        requests: Requests::default(),
+    }
+}
+
+async fn metrics_text(extract::State(app): extract::State<Arc<App>>) -> Response {
     exposition(app.metrics.text(&app.now(), &app.progress))
 }
 
@@ -56,7 +72,7 @@ fn exposition(text: String) -> Response {
 
 /// Alive while loading, however long that takes (the stall watchdog looks after it), and afterwards as long as
 /// the engine finishes steps.
-async fn livez(State(app): State<Arc<App>>) -> Response {
+async fn livez(extract::State(app): extract::State<Arc<App>>) -> Response {
     let Some(served) = app.served.get() else {
         return (StatusCode::OK, starting(&app.progress)).into_response();
     };
@@ -83,7 +99,7 @@ fn wedged(stats: &Stats, limit: Duration) -> Option<String> {
 
 /// A wedged engine loses its traffic in half the time after which `/livez` gives it up: if it comes round, nothing
 /// is lost by a restart.
-async fn readyz(State(app): State<Arc<App>>) -> Response {
+async fn readyz(extract::State(app): extract::State<Arc<App>>) -> Response {
     match (app.lifecycle.stage(), app.served.get()) {
         (Stage::Ready, Some(served)) => {
             let wedged = wedged(&served.engine.stats(), app.limits.heartbeat / 2);
@@ -95,7 +111,7 @@ async fn readyz(State(app): State<Arc<App>>) -> Response {
 }
 
 /// Passes while loading moves, so that no load is killed for being slow; traffic waits for `/readyz`.
-async fn startupz(State(app): State<Arc<App>>) -> Response {
+async fn startupz(extract::State(app): extract::State<Arc<App>>) -> Response {
     if app.served.get().is_some() {
         return "started\n".into_response();
     }
@@ -109,7 +125,7 @@ fn starting(progress: &Progress) -> String {
     format!("starting: phase {}, {} of {total} bytes\n", now.phase, now.done_bytes)
 }
 
-async fn status(State(app): State<Arc<App>>) -> Json<ProcessStatus> {
+async fn status(extract::State(app): extract::State<Arc<App>>) -> Json<ProcessStatus> {
     let now = app.now();
     let loading = app.lifecycle.stage() == Stage::Loading;
     Json(ProcessStatus {
@@ -135,6 +151,28 @@ async fn nothing_here(request: Request) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_init_step_answers_as_every_process_does() {
+        use tower::ServiceExt as _;
+
+        let progress = Arc::new(Progress::new(crate::progress::Phase::Fetch));
+        progress.add(7);
+        let router = fetch_router(Metrics::new(), progress);
+        let ask = async |path: &str| {
+            let request = Request::get(path).body(axum::body::Body::empty()).unwrap();
+            let answer = router.clone().oneshot(request).await.unwrap();
+            let code = answer.status().as_u16();
+            (code, axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap())
+        };
+        assert_eq!(ask("/livez").await.0, 200);
+        assert_eq!(ask("/metrics").await.0, 200);
+        assert_eq!(ask("/readyz").await.0, 503, "it serves nothing");
+        let (code, body) = ask(STATUS_PATH).await;
+        let status: ProcessStatus = serde_json::from_slice(&body).unwrap();
+        assert_eq!((code, status.component.as_str(), status.state), (200, "fetch", State::Loading));
+        assert_eq!(status.progress.map(|progress| progress.done_bytes), Some(7));
+    }
 
     #[test]
     fn only_work_that_does_not_move_means_wedged() {

@@ -233,6 +233,16 @@ impl Listener {
             if life.part() == Part::Fresh {
                 return Ok(());
             }
+            // A head that has begun to arrive is a request: hyper would close on it before it is whole. The part changes
+            // only while the connection is polled, and the head's deadline ends this.
+            let head_is_whole = std::future::poll_fn(|cx| match connection.as_mut().poll(cx) {
+                Poll::Ready(result) => Poll::Ready(Some(result)),
+                Poll::Pending if life.part() == Part::Head => Poll::Pending,
+                Poll::Pending => Poll::Ready(None),
+            });
+            if let Some(result) = head_is_whole.await {
+                return result;
+            }
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -191,7 +191,7 @@ impl Files {
             }
         };
         let defaults = sampling_defaults(settings.as_deref())?;
-        let source = match only_gguf(&path, config)? {
+        let source = match only_gguf(&path, config, facts.as_ref())? {
             Some(file) => ModelSource::GgufFile(file),
             None => ModelSource::Folder(path),
         };
@@ -248,8 +248,13 @@ fn read_settings(path: &Path) -> std::io::Result<Vec<u8>> {
     fs::read(path)
 }
 
-/// The GGUF file of a folder, if that is what the folder is for.
-fn only_gguf(folder: &Path, config: &ModelConfig) -> Result<Option<PathBuf>, Fatal> {
+/// The GGUF file of a folder, if that is what the folder is for. A fetch may have left it in a folder below, as the hub
+/// has it.
+fn only_gguf(
+    folder: &Path,
+    config: &ModelConfig,
+    facts: Option<&FetchFacts>,
+) -> Result<Option<PathBuf>, Fatal> {
     use candela_wire::config::Format;
     if config.format == Some(Format::Safetensors) {
         return Ok(None);
@@ -258,11 +263,17 @@ fn only_gguf(folder: &Path, config: &ModelConfig) -> Result<Option<PathBuf>, Fat
         let message = format!("cannot list `{}`: {err}", folder.display());
         Fatal::new(ExitReason::WeightsNotFound, message)
     };
+    let is_gguf =
+        |path: &Path| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
     let mut found = Vec::new();
-    for entry in fs::read_dir(folder).map_err(unreadable)? {
-        let path = entry.map_err(unreadable)?.path();
-        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
-            found.push(path);
+    if let Some(facts) = facts {
+        found.extend(facts.files.iter().map(|file| folder.join(&file.name)).filter(|path| is_gguf(path)));
+    } else {
+        for entry in fs::read_dir(folder).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
+            if is_gguf(&path) {
+                found.push(path);
+            }
         }
     }
     found.sort();
@@ -337,6 +348,32 @@ fn sampling_defaults(settings: Option<&[u8]>) -> Result<SamplingParams, Fatal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fetched_gguf_is_found_where_the_hub_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let config: ModelConfig = serde_json::from_value(serde_json::json!({
+            "servedName": "m", "uri": "hf://org/name/q/m.gguf"
+        }))
+        .unwrap();
+        let file = crate::fetch::facts::FileFacts {
+            name: "q/m.gguf".to_owned(),
+            size_bytes: 1,
+            sha256: "0".repeat(64),
+        };
+        let facts = FetchFacts {
+            uri: config.uri.clone(),
+            revision: None,
+            resolved_revision: None,
+            digest: "0".repeat(64),
+            seconds: 0.0,
+            fetched_bytes: 1,
+            files: vec![file],
+        };
+        let found = only_gguf(folder.path(), &config, Some(&facts)).unwrap();
+        assert_eq!(found, Some(folder.path().join("q/m.gguf")));
+        assert_eq!(only_gguf(folder.path(), &config, None).unwrap(), None);
+    }
 
     #[test]
     fn the_authors_sampling_advice_is_the_default() {

@@ -262,9 +262,13 @@ async fn drain(app: &Arc<App>, public: tokio::task::JoinHandle<()>) {
     }
     app.lifecycle.enter(Stage::Ending);
     if let Some(served) = app.served.get() {
-        // Joins the engine's thread, which finishes its step first.
+        // Joins the engine's thread, which finishes its step first; one that never does must not keep the pod.
         let engine = served.engine.clone();
-        let _ = tokio::task::spawn_blocking(move || engine.shutdown()).await;
+        let joined = tokio::task::spawn_blocking(move || engine.shutdown());
+        let patience = end.max(Instant::now() + Duration::from_secs(1));
+        if tokio::time::timeout_at(patience, joined).await.is_err() {
+            warn!("the engine is still in a step: ending without it");
+        }
     }
     info!("drained");
 }

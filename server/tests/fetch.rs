@@ -289,9 +289,13 @@ async fn plain_web_servers_serve_folders_and_single_files() {
 #[tokio::test]
 async fn redirects_lead_nowhere_they_should_not() {
     let (hub, to) = (hub().await, TempDir::new().unwrap());
-    for target in
-        ["http://169.254.169.254/", "file:///etc/passwd", "http://a:b@127.0.0.1/", "/again", "http://[::]/"]
-    {
+    for (target, why) in [
+        ("http://169.254.169.254/", "where clouds keep credentials"),
+        ("http://[::]/", "where clouds keep credentials"),
+        ("file:///etc/passwd", "must be http or https"),
+        ("http://a:b@127.0.0.1/", "user name"),
+        ("/again", "more than 5 redirects"),
+    ] {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let answer = move || async move { (axum::http::StatusCode::FOUND, [("location", target)], "") };
@@ -300,6 +304,7 @@ async fn redirects_lead_nowhere_they_should_not() {
         let uri = format!("http://{address}/m.gguf");
         let fatal = fetch_with(&hub, config(&uri), to.path()).await.unwrap_err();
         assert_eq!(fatal.reason, ExitReason::WeightsFetchFailed, "for {target}");
+        assert!(fatal.message.contains(why), "{target}: {}", fatal.message);
         server.abort();
     }
 }

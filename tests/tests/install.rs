@@ -78,7 +78,7 @@ fn the_operator_has_the_rights_it_needs_and_no_wider_ones() -> Result<()> {
         assert!(may(&["patch", kind, "-n", "default"]), "patch {kind}");
     }
     assert!(may(&["watch", "llmdeployments.candela.dev", "--all-namespaces"]));
-    assert!(may(&["patch", "llmdeployments.candela.dev", "--subresource=status", "-n", "default"]));
+    assert!(may(&["update", "llmdeployments.candela.dev", "--subresource=status", "-n", "default"]));
     assert!(may(&["watch", "pods", "--all-namespaces"]));
     assert!(may(&["update", "leases.coordination.k8s.io/candela-operator", "-n", "candela-system"]));
 

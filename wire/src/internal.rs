@@ -14,7 +14,7 @@ pub const STATUS_VERSION: &str = "internal.candela.dev/v1";
 pub struct ProcessStatus {
     /// [`STATUS_VERSION`].
     pub api_version: String,
-    /// `server`, `operator`.
+    /// `server`, `operator`, or `fetch` for the init step.
     pub component: String,
     /// Version of the binary.
     pub build: String,

@@ -30,7 +30,12 @@ fn contains(desired: &Value, live: &Value, parent: &str) -> bool {
             }
         }),
         (Value::Array(desired), Value::Array(live)) => lists_agree(desired, live, parent),
-        (Value::String(want), Value::String(have)) if is_amounts(parent) || parent == "sizeLimit" => {
+        (Value::String(want), Value::String(have)) if is_amounts(parent) => {
+            // The API server rounds amounts up to thousandths.
+            let milli = |text: &str| Quantity::nano(text).map(|nano| (nano + 999_999).div_euclid(1_000_000));
+            want == have || (milli(want).is_some() && milli(want) == milli(have))
+        }
+        (Value::String(want), Value::String(have)) if parent == "sizeLimit" => {
             want == have || (Quantity::nano(want).is_some() && Quantity::nano(want) == Quantity::nano(have))
         }
         (want, have) => want == have,
@@ -176,6 +181,8 @@ mod tests {
     fn amounts_are_compared_as_amounts_and_texts_as_texts() {
         check(json!({"limits": {"memory": "1024Mi"}}), json!({"limits": {"memory": "1Gi"}}), false);
         check(json!({"limits": {"memory": "1024Mi"}}), json!({"limits": {"memory": "2Gi"}}), true);
+        check(json!({"limits": {"cpu": "100u"}}), json!({"limits": {"cpu": "1m"}}), false);
+        check(json!({"limits": {"cpu": "1100u"}}), json!({"limits": {"cpu": "1m"}}), true);
         check(
             json!({"env": [{"name": "A", "value": "1000m"}]}),
             json!({"env": [{"name": "A", "value": "1"}]}),

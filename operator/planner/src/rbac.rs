@@ -27,10 +27,11 @@ pub fn manifests() -> Vec<(&'static str, Vec<Value>)> {
 }
 
 fn operator_role() -> Value {
-    let read = ["get", "list", "watch"];
+    // Caches are all that reads these.
+    let cache = ["list", "watch"];
     let mut rules = vec![
-        rule(GROUP, "llmdeployments", &read),
-        rule(GROUP, "llmdeployments/status", &["get", "update", "patch"]),
+        rule(GROUP, "llmdeployments", &["get", "list", "watch"]),
+        rule(GROUP, "llmdeployments/status", &["update"]),
         // Owner references that block deletion need it where that admission plugin is on.
         rule(GROUP, "llmdeployments/finalizers", &["update"]),
     ];
@@ -39,13 +40,13 @@ fn operator_role() -> Value {
         rule(kind.group(), kind.plural(), &["get", "list", "watch", "create", "patch", "delete"])
     }));
     rules.extend([
-        rule("", "pods", &read),
-        rule("apps", "replicasets", &read),
-        rule("", "nodes", &read),
+        rule("", "pods", &cache),
+        rule("apps", "replicasets", &cache),
+        rule("", "nodes", &cache),
         // Only their metadata is asked for (whether it is there, when it changed), by one watch; RBAC knows no smaller
         // right. No verb `get`: nothing of ours reads one Secret.
-        rule("", "secrets", &["list", "watch"]),
-        rule("", "persistentvolumeclaims", &read),
+        rule("", "secrets", &cache),
+        rule("", "persistentvolumeclaims", &cache),
         rule("events.k8s.io", "events", &["create", "patch"]),
     ]);
     cluster_role(OPERATOR, json!({}), rules)

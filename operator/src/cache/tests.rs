@@ -135,3 +135,24 @@ async fn a_write_that_a_relist_confirms_needs_no_event_any_more() {
     tokio::time::advance(BELIEVED * 2).await;
     assert!(cache.get(&Key::new("ns", "a")).is_some());
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_met_a_doubtful_object_is_woken_when_the_watch_comes_back() {
+    let cache = Cache::default();
+    let key = Key::new("ns", "a");
+    cache.wrote(object("a", "1", 9, "o"));
+    assert!(!cache.is_doubtful(&key));
+    tokio::time::advance(BELIEVED).await;
+    assert!(cache.is_doubtful(&key) && cache.get(&key).is_none());
+    assert!(cache.applied(object("a", "1", 9, "o")).is_some(), "our own write, late");
+    assert!(!cache.is_doubtful(&key) && cache.get(&key).is_some());
+
+    cache.wrote(object("a", "1", 10, "o"));
+    tokio::time::advance(BELIEVED).await;
+    assert_eq!(list(&cache, vec![object("a", "1", 10, "o")]), 1);
+
+    cache.wrote(object("a", "1", 11, "o"));
+    tokio::time::advance(BELIEVED).await;
+    cache.wrote(object("a", "1", 11, "o"));
+    assert!(cache.get(&key).is_some(), "the server was asked and has it");
+}

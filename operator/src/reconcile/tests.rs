@@ -90,6 +90,18 @@ async fn a_refused_child_is_in_the_status_and_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_resource_whose_watch_is_silent_is_not_taken_for_gone() {
+    let script = Script::default().then_echo();
+    let ctx = script.context();
+    fill(&ctx, resource(1, 7));
+    pass(&ctx, &key()).await.expect("a pass, which writes a status");
+    tokio::time::advance(Duration::from_secs(60)).await;
+    let error = pass(&ctx, &key()).await.expect_err("there is more to say later");
+    assert_eq!(error.retry(), Retry::Soon);
+    assert_eq!(pass(&ctx, &Key::new("ns", "other")).await.expect("no such resource").n_writes, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_unreadable_object_waits_for_a_change_and_the_others_go_on() {
     let script = Script::default().then_echo();
     let ctx = script.context();

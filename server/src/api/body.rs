@@ -80,8 +80,11 @@ pub(super) async fn read(
     // Without an announcement it may be as large as any.
     let most = announced.map_or(limit, |bytes| bytes as usize);
     let full = ApiError::QueueFull { retry_after: Duration::from_secs(1) };
-    let permit = app.bodies.take(most).ok_or(full)?;
     let body: Body = request.into_body();
+    let Some(permit) = app.bodies.take(most) else {
+        discard(body).await;
+        return Err(full);
+    };
     let collected = timeout(app.limits.body, Limited::new(body, limit).collect()).await;
     match collected {
         Err(_) => Err(ApiError::BodyTooSlow { limit: app.limits.body }),

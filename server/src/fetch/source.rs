@@ -128,25 +128,32 @@ pub(crate) fn check_url(url: &Url) -> Result<(), &'static str> {
 /// Names of metadata services, for sources behind a proxy, which resolves them out of our sight.
 const METADATA_NAMES: [&str; 3] = ["metadata.google.internal", "metadata.goog", "instance-data"];
 
-/// Addresses of cloud metadata services, where models never are: link-local ones, and those of Alibaba, Oracle and AWS
-/// that are not; also as NAT64 (RFC 6052) spells them.
+/// Addresses of cloud metadata services, where models never are: link-local ones, and those of Alibaba, Oracle, Azure
+/// (WireServer), AWS and Google that are not; also as NAT64 (RFC 6052 and RFC 8215) spells them.
 pub(crate) fn is_metadata(ip: std::net::IpAddr) -> bool {
     match ip.to_canonical() {
         std::net::IpAddr::V4(ip) => {
             ip.is_link_local()
                 || ip.is_unspecified()
-                || matches!(ip.octets(), [100, 100, 100, 200] | [192, 0, 0, 192])
+                || matches!(ip.octets(), [100, 100, 100, 200] | [192, 0, 0, 192] | [168, 63, 129, 16])
         }
         std::net::IpAddr::V6(ip) => {
-            let aws = [0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254];
+            // AWS has several services in that block; Google's and Oracle's are one address each.
+            let services = match ip.segments() {
+                [0xfd00, 0x0ec2, ..] => true,
+                found => {
+                    found == [0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x0254]
+                        || found == [0xfd00, 0x00c1, 0, 0, 0, 0, 0xa9fe, 0xa9fe]
+                }
+            };
             let embedded = match ip.segments() {
-                [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
+                [0x64, 0xff9b, 0 | 1, .., high, low] => {
                     let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
                     is_metadata(std::net::Ipv4Addr::new(a, b, c, d).into())
                 }
                 _ => false,
             };
-            embedded || ip.is_unicast_link_local() || ip.is_unspecified() || ip.segments() == aws
+            embedded || ip.is_unicast_link_local() || ip.is_unspecified() || services
         }
     }
 }
@@ -226,6 +233,11 @@ mod tests {
             "http://[fd00:ec2::254]/m",
             "http://100.100.100.200/m",
             "http://192.0.0.192/m",
+            "http://168.63.129.16/m",
+            "http://[fd00:ec2::23]/m",
+            "http://[fd20:ce::254]/m",
+            "http://[fd00:c1::a9fe:a9fe]/m",
+            "http://[64:ff9b:1::a9fe:a9fe]/m",
             "http://[64:ff9b::a9fe:a9fe]/m",
             "http://metadata.google.internal/m",
             "http://Metadata.Google.Internal./m",

@@ -53,6 +53,7 @@ async fn a_wedged_engine_loses_traffic_first_and_requests_end_in_time_all_the_sa
     let running = started(|options| {
         options.limits.heartbeat = Duration::from_secs(4);
         options.config.timeouts.request_ms = Some(100);
+        options.config.termination_grace_seconds = 3;
     })
     .await;
     let app = Arc::clone(&running.app);
@@ -79,5 +80,8 @@ async fn a_wedged_engine_loses_traffic_first_and_requests_end_in_time_all_the_sa
     tokio::time::timeout(Duration::from_secs(20), until("/readyz")).await.expect("loses its traffic");
     assert_eq!(probe(&app, "/livez").await, 200, "not given up yet");
     tokio::time::timeout(Duration::from_secs(20), until("/livez")).await.expect("is given up");
+    // The kubelet stops it now: the end must not wait for a step that never ends.
+    let drained = tokio::time::timeout(Duration::from_secs(20), drain(&app, tokio::spawn(async {})));
+    drained.await.expect("ends without the engine");
     drop(release);
 }

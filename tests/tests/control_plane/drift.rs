@@ -32,8 +32,21 @@ impl Repository<'_> {
     fn kubectl(&self, verb: &str, manifest: Manifest) -> Result<String> {
         let object = json!({"apiVersion": "candela.dev/v1alpha1", "kind": "LlmDeployment",
             "metadata": {"name": "a", "labels": {"team": manifest.team}},
+            // With what the API server leaves out or writes otherwise in the children: `false`, empty texts and lists, amounts
+            // below a thousandth.
             "spec": {"replicas": manifest.replicas, "model": {},
-                "engine": {"name": "Custom", "image": manifest.image}}});
+                "engine": {"name": "Custom", "image": manifest.image, "env": [{"name": "DEBUG", "value": ""}]},
+                "resources": {"requests": {"cpu": "100u", "memory": "0.5Gi"}},
+                "placement": {
+                    "tolerations": [{"key": "a", "operator": "Equal", "value": "", "effect": ""}],
+                    "affinity": {"podAntiAffinity": {
+                        "requiredDuringSchedulingIgnoredDuringExecution": [{
+                            "topologyKey": "kubernetes.io/hostname", "namespaces": [],
+                            "labelSelector": {"matchLabels": {"app": ""}, "matchExpressions": [
+                                {"key": "x", "operator": "Exists", "values": []}]}}]}}},
+                "podTemplate": {
+                    "volumes": [{"name": "d", "emptyDir": {}}],
+                    "volumeMounts": [{"name": "d", "mountPath": "/data", "readOnly": false}]}}});
         let path = self.folder.path().join("a.json");
         std::fs::write(&path, object.to_string())?;
         let path = path.display().to_string();

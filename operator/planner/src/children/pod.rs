@@ -197,7 +197,8 @@ fn custom_env(resolved: &Resolved) -> Vec<EnvVar> {
     }
     env.extend(wanted.into_iter().map(|var| EnvVar {
         name: var.name,
-        value: var.value,
+        // Stored without it: an empty value would look different for ever.
+        value: var.value.filter(|value| !value.is_empty()),
         value_from: var.value_from.map(|EnvValue { secret_key_ref, config_map_key_ref }| EnvVarSource {
             secret_key_ref: secret_key_ref.map(|key| SecretKeySelector {
                 name: key.name,
@@ -264,7 +265,8 @@ fn server_mounts(resolved: &Resolved) -> Vec<VolumeMount> {
         name: wanted.name.clone(),
         mount_path: wanted.mount_path.clone(),
         sub_path: wanted.sub_path.clone(),
-        read_only: wanted.read_only,
+        // The API server leaves `false` out.
+        read_only: wanted.read_only.filter(|read_only| *read_only),
         ..VolumeMount::default()
     }));
     mounts
@@ -330,7 +332,7 @@ fn extra_volume(wanted: &VolumeSpec) -> Volume {
         persistent_volume_claim: wanted.persistent_volume_claim.as_ref().map(|source| {
             PersistentVolumeClaimVolumeSource {
                 claim_name: source.claim_name.clone(),
-                read_only: source.read_only,
+                read_only: source.read_only.filter(|read_only| *read_only),
             }
         }),
         empty_dir: wanted.empty_dir.as_ref().map(|source| EmptyDirVolumeSource {

@@ -6,6 +6,8 @@ use k8s_openapi::api::core::v1::{
     TopologySpreadConstraint,
 };
 
+use serde_json::Value;
+
 use crate::{Resolved, fit::PRODUCT_LABEL};
 
 /// Taint that GPU nodes commonly carry to keep other pods away.
@@ -14,7 +16,7 @@ const GPU_TAINT: &str = "nvidia.com/gpu";
 /// Fills the scheduling fields of the pod.
 pub(super) fn place(resolved: &Resolved, pod: &mut PodSpec) {
     let placement = resolved.spec.placement.clone().unwrap_or_default();
-    let mut tolerations = placement.tolerations.clone();
+    let mut tolerations: Vec<_> = placement.tolerations.iter().cloned().map(stored_toleration).collect();
     if resolved.accelerator.as_ref().is_some_and(|(name, _)| name.starts_with("nvidia.com/"))
         && !tolerations.iter().any(|toleration| toleration.key.as_deref() == Some(GPU_TAINT))
     {
@@ -26,7 +28,7 @@ pub(super) fn place(resolved: &Resolved, pod: &mut PodSpec) {
         });
     }
     pod.topology_spread_constraints = some(spread(resolved, &placement));
-    pod.affinity = affinity(resolved, placement.affinity);
+    pod.affinity = affinity(resolved, placement.affinity.map(stored_affinity));
     pod.tolerations = some(tolerations);
     pod.node_selector = (!placement.node_selector.is_empty()).then_some(placement.node_selector);
     pod.priority_class_name = placement.priority_class_name;
@@ -73,6 +75,38 @@ fn affinity(resolved: &Resolved, wanted: Option<Affinity>) -> Option<Affinity> {
         term.match_expressions.get_or_insert_with(Vec::new).push(product.clone());
     }
     Some(affinity)
+}
+
+/// As the API server stores it: empty texts are left out, and would look different for ever.
+fn stored_toleration(wanted: Toleration) -> Toleration {
+    let full = |text: Option<String>| text.filter(|text| !text.is_empty());
+    Toleration {
+        effect: full(wanted.effect),
+        key: full(wanted.key),
+        operator: full(wanted.operator),
+        toleration_seconds: wanted.toleration_seconds,
+        value: full(wanted.value),
+    }
+}
+
+/// Likewise: empty lists are left out, at any depth.
+fn stored_affinity(wanted: Affinity) -> Affinity {
+    fn drop_empty_lists(value: &mut Value) {
+        match value {
+            Value::Object(fields) => {
+                fields.values_mut().for_each(drop_empty_lists);
+                fields.retain(|_, value| value.as_array().is_none_or(|list| !list.is_empty()));
+            }
+            Value::Array(list) => list.iter_mut().for_each(drop_empty_lists),
+            _ => {}
+        }
+    }
+    let stored = serde_json::to_value(&wanted).map(|mut value| {
+        drop_empty_lists(&mut value);
+        value
+    });
+    // Required lists that are empty make no affinity: the API server then says which.
+    stored.and_then(serde_json::from_value).unwrap_or(wanted)
 }
 
 fn some<T>(list: Vec<T>) -> Option<Vec<T>> {

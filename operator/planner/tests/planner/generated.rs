@@ -36,6 +36,9 @@ fn the_operator_may_do_to_each_owned_kind_what_it_does_and_nothing_to_everything
         let found = verbs(kind.group(), kind.plural());
         assert_eq!(found, ["get", "list", "watch", "create", "patch", "delete"], "{kind}");
     }
-    assert_eq!(verbs("", "secrets"), ["get", "list", "watch"]);
+    for (group, resource) in [("", "secrets"), ("", "pods"), ("apps", "replicasets"), ("", "nodes")] {
+        assert_eq!(verbs(group, resource), ["list", "watch"], "{resource}");
+    }
+    assert_eq!(verbs("candela.dev", "llmdeployments/status"), ["update"]);
     assert!(!serde_json::to_string(role).unwrap().contains('*'), "no wildcard");
 }

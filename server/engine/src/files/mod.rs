@@ -16,6 +16,19 @@ use crate::{EmbeddedFile, LoadError};
 
 /// Metadata files (JSON, templates) larger than this are refused: the largest real tokenizer has 35 MB.
 const TEXT_LIMIT: usize = 256 << 20;
+/// Those that are read as JSON values, which can take ninety times the room of their bytes.
+const JSON_LIMIT: usize = 8 << 20;
+
+pub(crate) fn check_text_size(name: &str, bytes: usize) -> Result<(), LoadError> {
+    check_size(name, bytes, TEXT_LIMIT)
+}
+
+fn check_size(name: &str, bytes: usize, limit: usize) -> Result<(), LoadError> {
+    if bytes <= limit {
+        return Ok(());
+    }
+    Err(LoadError::corrupt(name, format!("{bytes} bytes are more than any such file has ({limit})")))
+}
 
 /// The folder of a model.
 pub(crate) enum Files {
@@ -82,12 +95,7 @@ impl Files {
             return Ok(None);
         }
         let bytes = self.open(name, "")?;
-        if bytes.len() > TEXT_LIMIT {
-            return Err(LoadError::corrupt(
-                name,
-                format!("{} bytes are more than any such file has", bytes.len()),
-            ));
-        }
+        check_text_size(name, bytes.len())?;
         match std::str::from_utf8(&bytes) {
             Ok(text) => Ok(Some(text.to_owned())),
             Err(_) => Err(LoadError::corrupt(name, "it is not UTF-8 text")),
@@ -96,6 +104,14 @@ impl Files {
 
     /// A JSON file, if there is one.
     pub(crate) fn json(&self, name: &str) -> Result<Option<serde_json::Value>, LoadError> {
+        if self.contains(name) {
+            check_size(name, self.open(name, "")?.len(), JSON_LIMIT)?;
+        }
+        self.parsed(name)
+    }
+
+    /// A JSON file as what it should be: whatever else it holds takes no memory.
+    pub(crate) fn parsed<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>, LoadError> {
         let Some(text) = self.text(name)? else { return Ok(None) };
         serde_json::from_str(&text)
             .map(Some)

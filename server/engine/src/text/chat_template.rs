@@ -1,7 +1,7 @@
 //! A model's chat template, rendered in a sandbox: it comes with the weights, so it gets fuel for a bounded number
 //! of operations, a bound on its output, and no access to anything but what is passed in.
 
-use std::io;
+use std::{io, thread};
 
 use minijinja::{
     AutoEscape, Environment, Error, ErrorKind, Value, context,
@@ -11,11 +11,14 @@ use minijinja::{
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::python_json::tojson;
-use crate::{ChatRequest, TextError};
+use crate::{ChatRequest, TextError, contained};
 
-/// Instructions (and bytes of built strings) that one rendering may spend: a thousand long messages spend about a
-/// hundredth of it.
-const FUEL: u64 = 50_000_000;
+/// Instructions that one rendering may spend; minijinja counts 64 bytes of a built string as one, so all strings together
+/// take at most 256 MB. A thousand long messages spend about an eighth of it.
+const FUEL: u64 = 4_000_000;
+/// Address space for the stack of one rendering, of which only what is used takes memory: a template can build a list
+/// as deep as its fuel lasts, and values are written and dropped recursively.
+const STACK_BYTES: usize = 1 << 30;
 const MAX_OUTPUT_BYTES: usize = 64 << 20;
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 
@@ -69,6 +72,20 @@ impl ChatTemplate {
     }
 
     pub(crate) fn render(&self, request: &ChatRequest) -> Result<String, TextError> {
+        let failed = |what: String| TextError::ChatTemplate(what);
+        thread::scope(|scope| {
+            let work = || contained::run(|| self.render_here(request));
+            let thread = thread::Builder::new().name("chat-template".to_owned()).stack_size(STACK_BYTES);
+            let thread = thread.spawn_scoped(scope, work);
+            let thread = thread.map_err(|err| failed(format!("no thread could be started for it: {err}")))?;
+            match thread.join() {
+                Ok(Ok(rendered)) => rendered,
+                Ok(Err(_)) | Err(_) => Err(failed("it made its interpreter fail".to_owned())),
+            }
+        })
+    }
+
+    fn render_here(&self, request: &ChatRequest) -> Result<String, TextError> {
         let with_tools = !request.tools.is_null();
         let name = if with_tools && self.has_tool_template { TOOL_USE } else { DEFAULT };
         let refused = |e: Error| TextError::ChatTemplate(describe(&e));
@@ -203,9 +220,20 @@ mod tests {
             "{{ 1 // 0 }}",
             "{{ strftime_now('%') }}",
             "{{ messages[9223372036854775807].x }}",
+            // Gigabytes of strings that stay referred to.
+            "{% set ns = namespace(a=[]) %}{% for i in range(30) %}{% set ns.a = [ns.a, 'a' * 99000000] %}{% endfor %}",
+            // Depth of values instead of calls, until the fuel ends.
+            "{% set ns = namespace(a=[]) %}{% for i in range(100000) %}{% for j in range(100000) %}\
+             {% set ns.a = [ns.a] %}{% endfor %}{% endfor %}",
         ] {
             assert!(matches!(render(template, &hello()), Err(TextError::ChatTemplate(_))), "{template}");
         }
+        // As deep as may be, and dropped, or written, without harm to the process.
+        let deep =
+            "{% set ns = namespace(a=[]) %}{% for i in range(100000) %}{% set ns.a = [ns.a] %}{% endfor %}";
+        assert_eq!(render(deep, &hello()).unwrap(), "");
+        let _ = render(&format!("{deep}{{{{ ns.a | tojson }}}}"), &hello());
+        let _ = render(&format!("{deep}{{{{ ns.a }}}}"), &hello());
         let deep = "{% if true %}".repeat(100_000);
         assert!(ChatTemplate::new(&deep, None, TemplateTokens::default()).is_err());
     }

@@ -33,6 +33,11 @@ const END_TEXTS: &[&str] = &[
     "<end_of_turn>",
 ];
 
+/// Bytes of one token: real ones have up to 256, 128 spaces or letters in the byte-level alphabet.
+const MAX_TOKEN_BYTES: usize = 512;
+/// Bytes of all merges that a SentencePiece vocabulary stands for; those of 256,000 pieces have about 20 MB.
+const MAX_MERGES_BYTES: usize = 128 << 20;
+
 /// `tokenizer.ggml.token_type`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -57,6 +62,12 @@ pub(crate) fn from_gguf(header: &Header, file: &str) -> Result<Text, LoadError> 
     let model = model.ok_or_else(|| missing("tokenizer.ggml.model"))?;
     let tokens = header.strings("tokenizer.ggml.tokens").map_err(corrupt)?;
     let tokens = tokens.ok_or_else(|| missing("tokenizer.ggml.tokens"))?;
+    if let Some(at) = tokens.iter().position(|token| token.len() > MAX_TOKEN_BYTES) {
+        return Err(corrupt(format!(
+            "token {at} has {} bytes, more than the {MAX_TOKEN_BYTES} that any real one has",
+            tokens[at].len()
+        )));
+    }
     let vocabulary = Vocabulary { tokens, kinds: kinds(header, tokens.len()).map_err(corrupt)? };
     let pre = header.str("tokenizer.ggml.pre").map_err(corrupt)?;
     let (json, begins) = match model {
@@ -227,18 +238,23 @@ fn sentence_piece(vocabulary: &Vocabulary<'_>, scores: &[f32], prefix: bool) -> 
         .filter(|&(i, _)| matches!(vocabulary.kinds[i], Kind::Normal | Kind::UserDefined | Kind::Unused))
         .map(|(i, token)| (token.as_str(), i))
         .collect();
-    let mut merges = Vec::new();
+    let (mut merges, mut n_bytes) = (Vec::new(), 0);
     for (piece, &i) in &pieces {
         for (at, _) in piece.char_indices().skip(1) {
             let (left, right) = piece.split_at(at);
             if let (Some(&left_id), Some(&right_id)) = (pieces.get(left), pieces.get(right)) {
                 merges.push((scores[i], left_id, right_id, [left, right]));
+                n_bytes += piece.len();
+                if n_bytes > MAX_MERGES_BYTES {
+                    return Err("its pieces are made of each other in more ways than those of any real one"
+                        .to_owned());
+                }
             }
         }
     }
     // Best score first; among equals the order of transformers' converter: longer left part, then longer right.
+    let length = |text: &str| text.chars().count();
     merges.sort_by(|a, b| {
-        let length = |text: &str| text.chars().count();
         b.0.total_cmp(&a.0)
             .then_with(|| length(b.3[0]).cmp(&length(a.3[0])))
             .then_with(|| length(b.3[1]).cmp(&length(a.3[1])))

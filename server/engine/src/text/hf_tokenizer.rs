@@ -8,7 +8,10 @@ use super::{
     chat_template::{ChatTemplate, TemplateTokens},
     guarded,
 };
-use crate::{LoadError, files::Files};
+use crate::{
+    LoadError,
+    files::{self, Files},
+};
 
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
@@ -22,8 +25,10 @@ pub(crate) fn from_folder(files: &Files, config_eos: Option<&Value>) -> Result<T
         "the folder needs the tokenizer beside the weights"
     };
     let json = files.open(TOKENIZER, hint)?;
+    files::check_text_size(TOKENIZER, json.len())?;
     let tokenizer = guarded(|| Tokenizer::from_bytes(&*json));
     let mut tokenizer = tokenizer.map_err(|e| LoadError::corrupt(TOKENIZER, e.to_string()))?;
+    check_growth(&tokenizer)?;
     // Some files ask for truncation or padding, which would cut prompts silently.
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(|e| LoadError::corrupt(TOKENIZER, e.to_string()))?;
@@ -44,6 +49,45 @@ pub(crate) fn from_folder(files: &Files, config_eos: Option<&Value>) -> Result<T
     text.end_of_text.extend(tokens.eos.as_deref().and_then(|eos| text.tokenizer.token_to_id(eos)));
     text.template = template(files, &config, tokens)?;
     Ok(text)
+}
+
+/// How many times as long a text may become before it is split: a space that becomes three bytes is what real files do.
+const MAX_GROWTH: usize = 64;
+
+/// A rule that puts a kilobyte in the place of each letter would make gigabytes of a request, after its size was checked.
+fn check_growth(tokenizer: &Tokenizer) -> Result<(), LoadError> {
+    let rules = |value: serde_json::Result<Value>, what: &str| {
+        let value = value.map_err(|e| LoadError::corrupt(TOKENIZER, e.to_string()))?;
+        let growth = growth(&value);
+        if growth > MAX_GROWTH {
+            let message =
+                format!("its {what} could make a text {growth} times as long, more than {MAX_GROWTH}");
+            return Err(LoadError::corrupt(TOKENIZER, message));
+        }
+        Ok(())
+    };
+    rules(serde_json::to_value(tokenizer.get_normalizer()), "normalizer")?;
+    rules(serde_json::to_value(tokenizer.get_decoder()), "decoder")
+}
+
+/// The product over all rules of what one byte may become, or be led by.
+fn growth(rules: &Value) -> usize {
+    match rules {
+        Value::Object(fields) => {
+            let own = match fields.get("type").and_then(Value::as_str) {
+                Some("Replace") => text_bytes(&fields["content"]),
+                Some("Prepend") => text_bytes(&fields["prepend"]),
+                _ => 1,
+            };
+            fields.values().map(growth).fold(own, usize::saturating_mul)
+        }
+        Value::Array(all) => all.iter().map(growth).fold(1, usize::saturating_mul),
+        _ => 1,
+    }
+}
+
+fn text_bytes(text: &Value) -> usize {
+    text.as_str().map_or(1, str::len).max(1)
 }
 
 fn template(
@@ -94,5 +138,25 @@ fn ids(value: &Value, file: &str) -> Result<Vec<u32>, LoadError> {
         Value::Null => Ok(Vec::new()),
         Value::Array(all) => all.iter().map(id).collect(),
         one => Ok(vec![id(one)?]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn rules_that_make_texts_grow_without_measure_are_counted() {
+        let replace =
+            |content: &str| json!({"type": "Replace", "pattern": {"String": "a"}, "content": content});
+        assert_eq!(growth(&Value::Null), 1);
+        let spaces = json!({"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]});
+        assert!(growth(&spaces) <= MAX_GROWTH);
+        assert!(growth(&replace(&"x".repeat(1000))) > MAX_GROWTH);
+        let many: Vec<_> = (0..20).map(|_| replace("aa")).collect();
+        assert!(growth(&json!({"type": "Sequence", "normalizers": many})) > MAX_GROWTH);
     }
 }

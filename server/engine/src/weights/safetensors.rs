@@ -167,18 +167,21 @@ impl WeightFile {
 }
 
 fn read_index(files: &Files) -> Result<BTreeMap<String, String>, LoadError> {
-    let index = files.json(INDEX)?.unwrap_or_default();
-    let map = index.get("weight_map").and_then(|map| map.as_object()).filter(|map| !map.is_empty());
-    let map = map.ok_or_else(|| LoadError::corrupt(INDEX, "`weight_map` is not an object with entries"))?;
-    map.iter()
-        .map(|(tensor, shard)| match shard.as_str() {
-            Some(shard) if shard.ends_with(".safetensors") => Ok((tensor.clone(), shard.to_owned())),
-            _ => Err(LoadError::corrupt(
-                INDEX,
-                format!("`weight_map.{tensor}` is not a safetensors file: {shard}"),
-            )),
-        })
-        .collect()
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let map = files.parsed::<Index>(INDEX)?.map(|index| index.weight_map).unwrap_or_default();
+    if map.is_empty() {
+        return Err(LoadError::corrupt(INDEX, "`weight_map` is not an object with entries"));
+    }
+    match map.iter().find(|(_, shard)| !shard.ends_with(".safetensors")) {
+        Some((tensor, shard)) => Err(LoadError::corrupt(
+            INDEX,
+            format!("`weight_map.{tensor}` is not a safetensors file: {shard}"),
+        )),
+        None => Ok(map),
+    }
 }
 
 fn missing(files: &Files) -> LoadError {
