@@ -123,7 +123,7 @@ fn is_other_uid(status: &Status) -> bool {
 /// The name is taken, or the object is another than the cache says: look at it, so that the next pass knows.
 async fn taken(ctx: &Context, owner: &Owner, child: &Child, key: &Key) -> Result<(), Error> {
     let cache = ctx.caches.children(child.kind);
-    match look_at(ctx, child.kind, key).await? {
+    match look_at(ctx, &owner.key, child.kind, key).await? {
         Some(live) => {
             if is_ours(&live.value, &owner.key.name, &owner.uid) {
                 // Ours without our label, or the watch is late.

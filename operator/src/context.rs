@@ -238,6 +238,8 @@ pub struct Foreign {
 /// What was read, and when.
 #[derive(Debug)]
 struct Look {
+    /// The resource in whose way it is.
+    owner: Key,
     object: Arc<Raw>,
     at: Instant,
 }
@@ -246,8 +248,8 @@ impl Foreign {
     /// How long a look at a foreign object is good for.
     pub const REFRESH: Duration = Duration::from_secs(30);
 
-    pub fn set(&self, kind: OwnedKind, key: Key, object: Raw) {
-        let look = Look { object: Arc::new(object), at: Instant::now() };
+    pub fn set(&self, owner: &Key, kind: OwnedKind, key: Key, object: Raw) {
+        let look = Look { owner: owner.clone(), object: Arc::new(object), at: Instant::now() };
         self.seen.lock().insert((kind, key), look);
     }
 
@@ -257,21 +259,17 @@ impl Foreign {
 
     /// Forgets what was in the way of a resource that is gone.
     pub fn forget(&self, key: &Key) {
-        for (kind, foreign, _, _) in self.named_after(key) {
+        for (kind, foreign, _, _) in self.in_the_way_of(key) {
             self.remove(kind, &foreign);
         }
     }
 
-    /// Those named after a resource, with whether they should be read again.
-    pub fn named_after(&self, key: &Key) -> Vec<(OwnedKind, Key, Arc<Raw>, bool)> {
-        let prefix = format!("{}-", key.name);
+    /// Those of a resource, with whether they should be read again.
+    pub fn in_the_way_of(&self, owner: &Key) -> Vec<(OwnedKind, Key, Arc<Raw>, bool)> {
         self.seen
             .lock()
             .iter()
-            .filter(|((_, other), _)| {
-                other.namespace == key.namespace
-                    && (other.name == key.name || other.name.starts_with(&prefix))
-            })
+            .filter(|(_, look)| look.owner == *owner)
             .map(|((kind, other), look)| {
                 (*kind, other.clone(), Arc::clone(&look.object), look.at.elapsed() >= Self::REFRESH)
             })

@@ -24,7 +24,7 @@ pub fn observe(ctx: &Context, key: &Key, resource: &LlmDeployment) -> Observed {
         for object in cache.owned_by(uid).into_iter().chain(cache.named_after(key)) {
             objects.entry(Key::of(&object.meta)).or_insert_with(|| object.value.clone());
         }
-        for (foreign_kind, foreign_key, object, _) in ctx.foreign.named_after(key) {
+        for (foreign_kind, foreign_key, object, _) in ctx.foreign.in_the_way_of(key) {
             if foreign_kind == kind {
                 objects.entry(foreign_key).or_insert_with(|| object.value.clone());
             }
@@ -99,22 +99,27 @@ pub fn observe(ctx: &Context, key: &Key, resource: &LlmDeployment) -> Observed {
 
 /// Looks again at the foreign objects in this resource's way whose last look is old.
 pub async fn refresh_foreign(ctx: &Context, key: &Key) -> Result<(), Error> {
-    for (kind, foreign, _, stale) in ctx.foreign.named_after(key) {
+    for (kind, foreign, _, stale) in ctx.foreign.in_the_way_of(key) {
         if stale {
-            look_at(ctx, kind, &foreign).await?;
+            look_at(ctx, key, kind, &foreign).await?;
         }
     }
     Ok(())
 }
 
 /// Reads one object that the watches do not show, and remembers what it is.
-pub(crate) async fn look_at(ctx: &Context, kind: OwnedKind, key: &Key) -> Result<Option<Raw>, Error> {
+pub(crate) async fn look_at(
+    ctx: &Context,
+    owner: &Key,
+    kind: OwnedKind,
+    key: &Key,
+) -> Result<Option<Raw>, Error> {
     let api = ctx.children_api(kind, &key.namespace);
     let live =
         api.get_opt(&key.name).await.map_err(|source| Error::call("get", format!("{kind} {key}"), source))?;
     let live = live.map(|object| Raw::new(object, &kind.api_version(), kind.kind()));
     match &live {
-        Some(object) => ctx.foreign.set(kind, key.clone(), object.clone()),
+        Some(object) => ctx.foreign.set(owner, kind, key.clone(), object.clone()),
         None => ctx.foreign.remove(kind, key),
     }
     Ok(live)

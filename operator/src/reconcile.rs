@@ -94,7 +94,7 @@ pub async fn pass(ctx: &Context, key: &Key) -> Result<Outcome, Error> {
             Err(error)
         }
         None => {
-            let conflict = (!ctx.foreign.named_after(key).is_empty()).then_some(Foreign::REFRESH);
+            let conflict = (!ctx.foreign.in_the_way_of(key).is_empty()).then_some(Foreign::REFRESH);
             let again_after = recheck_after(&seen, &stamp).into_iter().chain(conflict).min();
             Ok(Outcome { n_writes, again_after })
         }

@@ -62,7 +62,7 @@ async fn a_foreign_object_in_the_way_is_looked_at_and_never_written() {
     assert_eq!(error.retry(), Retry::Soon);
     let asked = script.asked();
     assert_eq!(asked[1].method, Method::GET);
-    let foreign = ctx.foreign.named_after(&key());
+    let foreign = ctx.foreign.in_the_way_of(&key());
     assert_eq!(foreign.len(), 1, "the next pass sees it");
     assert_eq!(foreign[0].2.meta.uid.as_deref(), Some("u2"));
     // One that came between observe and apply is refused without a call.
@@ -83,7 +83,7 @@ async fn a_successor_of_the_same_name_is_not_taken_for_the_cached_object() {
     assert_eq!(error.retry(), Retry::Soon);
     assert_eq!(script.asked().len(), 2);
     assert!(ctx.caches.children(OwnedKind::ServiceAccount).get(&key()).is_none());
-    assert_eq!(ctx.foreign.named_after(&key()).len(), 1);
+    assert_eq!(ctx.foreign.in_the_way_of(&key()).len(), 1);
 }
 
 #[tokio::test]
@@ -95,7 +95,7 @@ async fn our_own_child_without_its_label_is_found_again() {
     ]);
     let ctx = script.context();
     apply(&ctx, &owner(), &plan(vec![service_account()])).await.expect_err("the cache did not know it");
-    assert!(ctx.foreign.named_after(&key()).is_empty());
+    assert!(ctx.foreign.in_the_way_of(&key()).is_empty());
     let applied = apply(&ctx, &owner(), &plan(vec![service_account()])).await.expect("applied");
     assert_eq!(applied.n_written, 1);
     assert_eq!(script.asked()[2].body["metadata"]["uid"], "u1");

@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use candela_engine::{FinishReason as EngineReason, Finished, TokenLogprob};
+use candela_engine::{FinishReason as EngineReason, Finished, GenerateRequest, TokenLogprob};
 use candela_wire::{
     openai::{FinishReason, Usage},
     sse,
@@ -31,6 +31,8 @@ pub(crate) struct Head {
     pub(crate) created: u64,
     pub(crate) model: String,
     pub(crate) fingerprint: String,
+    /// Log-probabilities were asked for; an answer without tokens has an empty list of them.
+    pub(crate) logprobs: bool,
 }
 
 /// Text that became certain, and the token that made it so.
@@ -62,7 +64,11 @@ pub(crate) async fn respond<S: Shape>(app: &Arc<App>, job: Job) -> Result<Respon
         created: since_epoch.map_or(0, |since| since.as_secs()),
         model: served.name.clone(),
         fingerprint: served.fingerprint(),
+        logprobs: job.request.logprobs.is_some(),
     };
+    if !job.stream {
+        check_logprobs(&job.request, served.engine.facts().context_length)?;
+    }
     let mut generation = Generation::begin(app, job.request)?;
     if !job.stream {
         return whole::<S>(app, &head, &mut generation).await;
@@ -95,6 +101,26 @@ pub(crate) async fn respond<S: Shape>(app: &Arc<App>, job: Job) -> Result<Respon
     // Asks nginx-like proxies not to collect the stream before passing it on.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     Ok(response)
+}
+
+/// Log-probabilities that an answer may have which is held until it is whole, a few hundred bytes each.
+const MAX_HELD_LOGPROBS: u64 = 64 << 10;
+
+fn check_logprobs(request: &GenerateRequest, context_length: u32) -> Result<(), ApiError> {
+    let Some(top) = request.logprobs else { return Ok(()) };
+    let room = u64::from(context_length).saturating_sub(request.prompt_tokens.len() as u64);
+    let tokens = request.max_tokens.map_or(room, |most| room.min(most.into()));
+    if tokens * (1 + u64::from(top)) <= MAX_HELD_LOGPROBS {
+        return Ok(());
+    }
+    Err(ApiError::invalid(
+        "logprobs",
+        format!(
+            "an answer of up to {tokens} tokens with {top} alternatives each would be held until it is whole: set \
+             `stream: true`, or `max_tokens` of at most {}",
+            MAX_HELD_LOGPROBS / (1 + u64::from(top))
+        ),
+    ))
 }
 
 async fn whole<S: Shape>(app: &App, head: &Head, generation: &mut Generation) -> Result<Response, ApiError> {
@@ -192,4 +218,42 @@ impl<S: Shape> Streaming<S> {
 
 fn event(chunk: &impl Serialize) -> String {
     sse::frame(&serde_json::to_string(chunk).expect("plain data with string keys serialises"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_is_held_has_a_bounded_number_of_logprobs() {
+        let request = |max_tokens, logprobs| GenerateRequest {
+            prompt_tokens: vec![1; 100],
+            max_tokens,
+            logprobs,
+            ..GenerateRequest::default()
+        };
+        assert!(check_logprobs(&request(None, None), 1 << 20).is_ok());
+        assert!(check_logprobs(&request(None, Some(20)), 1024).is_ok());
+        assert!(check_logprobs(&request(None, Some(20)), 32 << 10).is_err());
+        assert!(check_logprobs(&request(Some(3000), Some(20)), 32 << 10).is_ok());
+        assert!(check_logprobs(&request(Some(u32::MAX), Some(0)), 32 << 10).is_ok());
+    }
+
+    #[test]
+    fn an_answer_without_tokens_has_an_empty_list_of_logprobs() {
+        let whole = |logprobs| {
+            let head = Head {
+                id: String::new(),
+                created: 0,
+                model: "m".to_owned(),
+                fingerprint: String::new(),
+                logprobs,
+            };
+            let usage = Usage { prompt_tokens: 1, completion_tokens: 0, total_tokens: 1 };
+            let answer = super::super::chat::Chat::whole(&head, Vec::new(), FinishReason::Stop, usage);
+            serde_json::to_value(answer).unwrap()["choices"][0]["logprobs"].clone()
+        };
+        assert_eq!(whole(true)["content"], serde_json::json!([]));
+        assert_eq!(whole(false), serde_json::Value::Null);
+    }
 }

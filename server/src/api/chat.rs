@@ -51,7 +51,7 @@ fn parse(app: &App, served: &Served, body: &[u8]) -> Result<Job, ApiError> {
 }
 
 /// Answers of this route.
-struct Chat;
+pub(super) struct Chat;
 
 impl Shape for Chat {
     const ID_PREFIX: &'static str = "chatcmpl-";
@@ -61,16 +61,14 @@ impl Shape for Chat {
     fn whole(head: &Head, pieces: Vec<Piece>, reason: FinishReason, usage: Usage) -> ChatCompletion {
         let mut content = String::new();
         let mut logprobs = Vec::new();
-        let mut wanted = false;
         for piece in pieces {
             content.push_str(&piece.text);
-            wanted |= piece.logprob.is_some();
             logprobs.extend(piece.logprob.map(logprob));
         }
         let choice = ChatChoice {
             index: 0,
             message: ChatMessage { role: "assistant".to_owned(), content, refusal: None },
-            logprobs: wanted.then_some(ChatLogprobs { content: logprobs, refusal: None }),
+            logprobs: head.logprobs.then_some(ChatLogprobs { content: logprobs, refusal: None }),
             finish_reason: reason,
         };
         ChatCompletion {

@@ -70,7 +70,7 @@ impl Shape for Text {
     fn whole(head: &Head, pieces: Vec<Piece>, reason: FinishReason, usage: Usage) -> Completion {
         let mut text = String::new();
         let mut offset = 0;
-        let mut logprobs = None;
+        let mut logprobs = head.logprobs.then(CompletionLogprobs::default);
         for piece in pieces {
             if let Some(value) = piece.logprob {
                 push(logprobs.get_or_insert_default(), value, offset);
