@@ -286,6 +286,8 @@ pub struct Brake {
 impl Brake {
     const WINDOW: Duration = Duration::from_secs(60);
     const AT_LEAST: usize = 10;
+    /// Times as many in all namespaces together.
+    const OVERALL: usize = 3;
 
     /// Whether children of one more resource may be deleted now, out of so many resources.
     pub fn pass(&self, key: &Key, n_resources: usize) -> Result<(), Error> {
@@ -296,8 +298,11 @@ impl Brake {
         if recent.iter().any(|(_, other)| other == key) {
             return Ok(());
         }
-        if recent.len() >= Self::AT_LEAST.max(n_resources / 20) {
-            return Err(Error::Brake { owners: recent.len() });
+        // A namespace by itself, so that one tenant's change does not hold up all others'; and all of them together.
+        let most = Self::AT_LEAST.max(n_resources / 20);
+        let here = recent.iter().filter(|(_, other)| other.namespace == key.namespace).count();
+        if here >= most || recent.len() >= Self::OVERALL * most {
+            return Err(Error::Brake { owners: if here >= most { here } else { recent.len() } });
         }
         recent.push_back((Instant::now(), key.clone()));
         Ok(())
@@ -336,6 +341,7 @@ mod tests {
         }
         brake.pass(&key(0), 20).expect("the same resource again");
         assert!(matches!(brake.pass(&key(10), 20), Err(Error::Brake { owners: 10 })));
+        brake.pass(&Key::new("other", "r"), 20).expect("another namespace");
         brake.pass(&key(10), 1000).expect("5 % of many are more");
         tokio::time::advance(Brake::WINDOW).await;
         brake.pass(&key(11), 20).expect("a minute later");

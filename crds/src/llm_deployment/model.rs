@@ -47,7 +47,8 @@ pub struct Model {
     #[schemars(length(max = 1), extend("x-kubernetes-list-type" = "set"))]
     pub tasks: Vec<Task>,
     /// Key of a Secret with a bearer token for the source. The Secret needs the label
-    /// `candela.dev/usable: "true"`, and the host of the source in its annotation `candela.dev/hosts`.
+    /// `candela.dev/usable: "true"`, and the host of the source in its annotation `candela.dev/hosts`: HOST, HOST:PORT for
+    /// a port of its own, http://HOST for a source without TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_ref: Option<KeyRef>,
     /// What the bytes must be.

@@ -304,7 +304,17 @@ fn check_claim(source: &Source, namespace: &str, seen: &Observed) -> Result<(), 
 
 fn check_credentials(spec: &LlmDeploymentSpec, source: &Source, seen: &Observed) -> Result<(), Blocked> {
     let Some(wanted) = &spec.model.credentials_ref else { return Ok(()) };
-    let Source::Fetched { host, .. } = source else { return Ok(()) };
+    let Source::Fetched { host, port } = source else { return Ok(()) };
+    // Of the hub, the operator's configuration says how it is reached. Elsewhere another port is another server, and
+    // without TLS anybody on the way reads the token: both must be allowed by name.
+    let plain = spec.model.uri.as_ref().is_some_and(|uri| uri.starts_with("http://"));
+    let place = match (uses_hub(spec), plain, port) {
+        (true, ..) => host.clone(),
+        (false, true, 80) => format!("http://{host}"),
+        (false, true, port) => format!("http://{host}:{port}"),
+        (false, false, 443) => host.clone(),
+        (false, false, port) => format!("{host}:{port}"),
+    };
     let blocked =
         |reason, message: String| Err(Blocked { condition: ConditionType::Validated, reason, message });
     let name = &wanted.name;
@@ -325,11 +335,11 @@ fn check_credentials(spec: &LlmDeploymentSpec, source: &Source, seen: &Observed)
         );
     }
     let allowed = annotations.get(HOSTS_ANNOTATION).map_or("", String::as_str);
-    if !allowed.split(',').any(|entry| entry.trim().eq_ignore_ascii_case(host)) {
+    if !allowed.split(',').any(|entry| entry.trim().eq_ignore_ascii_case(&place)) {
         return blocked(
             Reason::CredentialsHostNotAllowed,
             format!(
-                "Secret `{name}` may not be sent to `{host}`: its annotation {HOSTS_ANNOTATION} lists `{allowed}`; if it should be, add `{host}` there, separated by a comma"
+                "Secret `{name}` may not be sent to `{place}`: its annotation {HOSTS_ANNOTATION} lists `{allowed}`; if it should be, add `{place}` there, separated by a comma"
             ),
         );
     }

@@ -69,7 +69,7 @@ pub(crate) async fn respond<S: Shape>(app: &Arc<App>, job: Job) -> Result<Respon
     if !job.stream {
         check_logprobs(&job.request, served.engine.facts().context_length)?;
     }
-    let mut generation = Generation::begin(app, job.request)?;
+    let mut generation = Generation::begin(app, job.request, job.arrived)?;
     if !job.stream {
         return whole::<S>(app, &head, &mut generation).await;
     }

@@ -46,8 +46,13 @@ fn parse(app: &App, served: &Served, body: &[u8]) -> Result<Job, ApiError> {
     let prompt = served.engine.render_chat(&turns).map_err(refuse)?;
     let tokens = served.engine.encode(&prompt, SpecialTokens::AsWritten).map_err(refuse)?;
     let request_usage = request.include_usage;
-    let engine_request = generate_request(app, served, tokens, request.sampling, request.logprobs)?;
-    Ok(Job { request: engine_request, stream: request.stream, include_usage: request_usage })
+    let engine_request = generate_request(served, tokens, request.sampling, request.logprobs)?;
+    Ok(Job {
+        arrived: tokio::time::Instant::now(),
+        request: engine_request,
+        stream: request.stream,
+        include_usage: request_usage,
+    })
 }
 
 /// Answers of this route.

@@ -55,8 +55,13 @@ fn parse(app: &App, served: &Served, body: &[u8]) -> Result<Job, ApiError> {
         let room = facts.context_length.saturating_sub(tokens.len().try_into().unwrap_or(u32::MAX));
         request.sampling.max_tokens = Some(DEFAULT_MAX_TOKENS.min(room).max(1));
     }
-    let engine_request = generate_request(app, served, tokens, request.sampling, request.logprobs)?;
-    Ok(Job { request: engine_request, stream: request.stream, include_usage: request.include_usage })
+    let engine_request = generate_request(served, tokens, request.sampling, request.logprobs)?;
+    Ok(Job {
+        arrived: tokio::time::Instant::now(),
+        request: engine_request,
+        stream: request.stream,
+        include_usage: request.include_usage,
+    })
 }
 
 /// Answers of this route; chunks look like whole answers.

@@ -31,6 +31,7 @@ pub(crate) struct Generation {
     cancel: CancelToken,
     /// The client did not keep up, and the engine let go.
     overflowed: Arc<AtomicBool>,
+    arrived: Instant,
     admitted: Instant,
     last_token: Option<Instant>,
     /// What it is counted as when it ends now.
@@ -48,7 +49,11 @@ pub(crate) enum Next {
 
 impl Generation {
     /// Admits `request`, or says why not.
-    pub(crate) fn begin(app: &Arc<App>, request: GenerateRequest) -> Result<Self, ApiError> {
+    pub(crate) fn begin(
+        app: &Arc<App>,
+        request: GenerateRequest,
+        arrived: Instant,
+    ) -> Result<Self, ApiError> {
         let engine = &served(app)?.engine;
         let (prompt_tokens, max_tokens) = (request.prompt_tokens.len() as u64, request.max_tokens);
         let (sender, events) = mpsc::channel(app.limits.unread_tokens.max(1));
@@ -70,6 +75,7 @@ impl Generation {
             events,
             cancel,
             overflowed,
+            arrived,
             admitted: Instant::now(),
             last_token: None,
             outcome: "client_gone",
@@ -84,14 +90,14 @@ impl Generation {
             match first_token.filter(|_| self.last_token.is_none()) {
                 None => std::future::pending().await,
                 Some(limit) => {
-                    sleep_until(self.admitted + limit).await;
+                    sleep_until(self.arrived + limit).await;
                     limit
                 }
             }
         };
         // The engine keeps the deadline itself, between steps. This one is for an engine that finishes none.
         let limit = request_limit(&self.app);
-        let overdue = sleep_until(self.admitted + limit + ENGINE_SLACK);
+        let overdue = sleep_until(self.arrived + limit + ENGINE_SLACK);
         let received = tokio::select! {
             biased;
             received = timeout(patience, self.events.recv()) => received,

@@ -7,6 +7,8 @@ use axum::extract::Request;
 use candela_engine::{GenerateRequest, SamplingParams};
 use candela_wire::openai::{Logprobs, Sampling};
 
+use tokio::time::Instant;
+
 use super::{body, error::ApiError, served};
 use crate::{app::App, model::Served};
 
@@ -15,6 +17,8 @@ pub(crate) struct Job {
     pub(crate) request: GenerateRequest,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
+    /// When its head was read; every time limit counts from here.
+    pub(crate) arrived: Instant,
 }
 
 /// Reads the body, then lets `parse` turn it into a job on a blocking thread.
@@ -23,6 +27,7 @@ pub(crate) async fn job(
     request: Request,
     parse: fn(&App, &Served, &[u8]) -> Result<Job, ApiError>,
 ) -> Result<Job, ApiError> {
+    let arrived = Instant::now();
     // Before the body: nobody should upload megabytes to be told to come back.
     let context_length = served(app)?.engine.facts().context_length;
     let (body, room) = body::read(app, context_length, request).await?;
@@ -30,6 +35,7 @@ pub(crate) async fn job(
     let preparing = Arc::clone(&app.preparing).try_acquire_owned().map_err(|_| full)?;
     let closed = |_| ApiError::ShuttingDown;
     let tokenising = Arc::clone(&app.tokenising).acquire_owned().await.map_err(closed)?;
+    let limit = request_limit(app);
     let app = Arc::clone(app);
     let work = move || {
         let _permits = (preparing, tokenising, room);
@@ -37,12 +43,14 @@ pub(crate) async fn job(
         parse(&app, served(&app)?, &body)
     };
     // It ends without a result only if it panicked, and then so does the process.
-    tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::ShuttingDown)?
+    let mut job = tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::ShuttingDown)??;
+    job.arrived = arrived;
+    job.request.deadline = Some((arrived + limit).into_std());
+    Ok(job)
 }
 
 /// Puts a tokenised prompt and the request's wishes together.
 pub(crate) fn generate_request(
-    app: &App,
     served: &Served,
     prompt_tokens: Vec<u32>,
     wishes: Sampling,
@@ -78,7 +86,8 @@ pub(crate) fn generate_request(
         sampling,
         max_tokens: wishes.max_tokens,
         stop: wishes.stop,
-        deadline: Some(std::time::Instant::now() + request_limit(app)),
+        // Set by [`job`], from the arrival.
+        deadline: None,
         logprobs: logprobs.map(u32::from),
         ignore_eos: false,
     })

@@ -91,6 +91,21 @@ fn secrets_are_used_only_as_their_owner_says() {
         Reason::CredentialsHostNotAllowed,
         "may not be sent to `evil.example`",
     );
+    // The host is allowed: with TLS, on its own port.
+    let allow = |seen: &mut candela_planner::Observed| {
+        if let Some(secret) = seen.secrets.get_mut("hub") {
+            secret.annotations.insert("candela.dev/hosts".to_owned(), "h.example".to_owned());
+        }
+    };
+    let to = |uri: &str| format!("{{model: {{uri: '{uri}', credentialsRef: {{name: hub, key: token}}}}}}");
+    for (uri, place) in [
+        ("http://h.example/m.gguf", "http://h.example"),
+        ("https://h.example:8443/m.gguf", "h.example:8443"),
+        ("http://h.example:8080/m.gguf", "http://h.example:8080"),
+    ] {
+        let message = format!("add `{place}` there");
+        check(&to(uri), allow, Reason::CredentialsHostNotAllowed, &message);
+    }
     // Of a Secret only the metadata is read: a missing key is told by the init step, so the pod must come to start.
     let deployment = planned(FETCHED, OwnedKind::Deployment).unwrap();
     let volumes = deployment["spec"]["template"]["spec"]["volumes"].as_array().unwrap();

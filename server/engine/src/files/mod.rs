@@ -80,7 +80,7 @@ impl Files {
             return Err(LoadError::corrupt(name, "a file name may not contain a path"));
         }
         match self {
-            Self::Folder(root) => open_path(&root.join(name), name).map_err(|e| LoadError::io(name, e, hint)),
+            Self::Folder(root) => open_path(&root.join(name)).map_err(|e| LoadError::io(name, e, hint)),
             Self::Embedded(files) => files
                 .iter()
                 .find(|file| file.name == name)
@@ -120,7 +120,7 @@ impl Files {
 }
 
 /// Maps a file by its path.
-pub(crate) fn open_path(path: &Path, _name: &str) -> io::Result<Bytes> {
+pub(crate) fn open_path(path: &Path) -> io::Result<Bytes> {
     // Looked at first: opening a pipe would wait for somebody to write into it.
     if !std::fs::metadata(path)?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a plain file"));
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn what_is_no_plain_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let refused = open_path(dir.path(), "").err().unwrap();
+        let refused = open_path(dir.path()).err().unwrap();
         assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
     }
 

@@ -26,7 +26,7 @@ impl<'p> GgufFile<'p> {
     pub(crate) fn open(path: &Path) -> Result<Self, LoadError> {
         let name =
             path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
-        let bytes = files::open_path(path, &name)
+        let bytes = files::open_path(path)
             .map_err(|e| LoadError::io(&path.display().to_string(), e, "check the path of the GGUF file"))?;
         let header = Header::read(&bytes).map_err(|e| LoadError::corrupt(&name, e))?;
         Ok(Self { name, bytes, header, progress: Box::new(|_| ()) })

@@ -150,6 +150,16 @@ func (d Dir) Lock() (*os.File, error) {
 		}
 		return nil, fmt.Errorf("cannot lock %s: %w", d.File("lock"), err)
 	}
+	// Whoever held it may have removed the cluster, and the file with it, in between: a lock on that holds nobody off.
+	held, err := file.Stat()
+	if err != nil {
+		file.Close()
+		return nil, err
+	}
+	if named, err := os.Stat(d.File("lock")); err != nil || !os.SameFile(held, named) {
+		file.Close()
+		return d.Lock()
+	}
 	return file, nil
 }
 
