@@ -11,7 +11,7 @@ use candela_engine::{
     SamplingParams, WarmUpError,
 };
 use candela_wire::{
-    config::ModelConfig,
+    config::{ModelConfig, Task},
     internal::{ModelStatus, Startup},
     openai::Model,
     termination::ExitReason,
@@ -50,6 +50,7 @@ pub(crate) struct Served {
     pub(crate) revision: String,
     /// What a request means that does not say how to sample.
     pub(crate) defaults: SamplingParams,
+    tasks: Vec<Task>,
     created: u64,
     resolved_revision: Option<String>,
 }
@@ -66,6 +67,7 @@ impl Served {
             estimated_memory_bytes: facts.memory.total_bytes(),
             quantization: facts.quantization.clone(),
             context_length: facts.context_length,
+            tasks: self.tasks.iter().map(|task| task.as_str().to_owned()).collect(),
             revision: self.resolved_revision.clone(),
         }
     }
@@ -94,6 +96,7 @@ pub(crate) fn load(
     engine: &EngineConfig,
     progress: &Progress,
 ) -> Result<(Served, Startup), Fatal> {
+    check_tasks(config)?;
     let source = Source::parse(config)?;
     let files = Files::find(&source, config, models_dir)?;
     let engine_config = EngineConfig { context_length: config.context_length, ..engine.clone() };
@@ -132,6 +135,7 @@ pub(crate) fn load(
         name: config.served_name.clone(),
         revision: resolved_revision.clone().unwrap_or_else(|| facts.digest.clone()),
         defaults: files.defaults,
+        tasks: config.tasks().to_vec(),
         created: began.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         resolved_revision,
         engine,
@@ -143,6 +147,21 @@ pub(crate) fn load(
         first_token_seconds: None,
     };
     Ok((served, startup))
+}
+
+/// The engine of this build generates text and nothing else.
+fn check_tasks(config: &ModelConfig) -> Result<(), Fatal> {
+    match config.tasks().iter().find(|task| **task != Task::Generate) {
+        None => Ok(()),
+        Some(task) => Err(Fatal::new(
+            ExitReason::ModelUnsupported,
+            format!(
+                "model `{}` is to {}, which this build of candela-server cannot do: remove that from `model.tasks`",
+                config.served_name,
+                task.as_str()
+            ),
+        )),
+    }
 }
 
 /// What the engine reads, and what lies beside it.

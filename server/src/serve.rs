@@ -1,6 +1,7 @@
 //! `candela-server serve`: load, answer, drain.
 
 use std::{
+    collections::BTreeSet,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
@@ -9,7 +10,7 @@ use std::{
 
 use candela_engine::EngineConfig;
 use candela_wire::{
-    config::{MODELS_DIR, ServerConfig},
+    config::{Batching, MODELS_DIR, ServerConfig},
     internal::Startup,
     termination::ExitReason,
 };
@@ -80,16 +81,34 @@ pub fn read_config(path: &Path) -> Result<ServerConfig, Fatal> {
             format!("`{name}`: `models` must hold exactly one model, but holds {}", config.models.len());
         return Err(Fatal::config(message));
     }
-    let model = &config.models[0];
-    if model.served_name.is_empty() || http::HeaderValue::from_str(&model.served_name).is_err() {
-        return Err(Fatal::config(format!("`{name}`: `servedName` must be plain text, and not empty")));
-    }
+    check_config(&config).map_err(|what| Fatal::config(format!("`{name}`: {what}")))?;
+    Ok(config)
+}
+
+/// What the types of [`ServerConfig`] cannot say.
+fn check_config(config: &ServerConfig) -> Result<(), String> {
     let is_digest =
         |text: &str| text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    if model.sha256.as_deref().is_some_and(|sha256| !is_digest(sha256)) {
-        return Err(Fatal::config(format!("`{name}`: `sha256` must be 64 lower-case hex digits")));
+    let mut names = BTreeSet::new();
+    for model in &config.models {
+        let name = model.served_name.as_str();
+        if name.is_empty() || http::HeaderValue::from_str(name).is_err() {
+            return Err("`servedName` must be plain text, and not empty".to_owned());
+        }
+        if !names.insert(name) {
+            return Err(format!("two models have the `servedName` `{name}`: give one of them another"));
+        }
+        if model.sha256.as_deref().is_some_and(|sha256| !is_digest(sha256)) {
+            return Err("`sha256` must be 64 lower-case hex digits".to_owned());
+        }
     }
-    Ok(config)
+    let Batching { max_batch_tokens, max_sequences, max_queue } = config.batching;
+    let fields =
+        [("maxBatchTokens", max_batch_tokens), ("maxSequences", max_sequences), ("maxQueue", max_queue)];
+    match fields.into_iter().find(|(_, value)| *value == Some(0)) {
+        Some((field, _)) => Err(format!("`batching.{field}` must be a number above 0")),
+        None => Ok(()),
+    }
 }
 
 /// No build has CUDA yet, so accelerators can only be left unused, and only when told so.
@@ -123,13 +142,19 @@ pub struct Running {
 /// Checks what can be checked at once and binds; `run` does the rest.
 pub async fn start(options: Options) -> Result<Running, Fatal> {
     check_device(&options)?;
-    let Options { config, listen, internal_listen, models_dir, limits, began, .. } = options;
+    let Options { config, listen, internal_listen, models_dir, mut limits, began, .. } = options;
+    // What one resource asks for goes before what the operator's configuration says for all.
+    let Batching { max_batch_tokens, max_sequences, max_queue } = config.batching;
+    let number = |wanted: Option<u32>| wanted.map(|number| usize::try_from(number).unwrap_or(usize::MAX));
+    limits.sequences = number(max_sequences).unwrap_or(limits.sequences);
+    limits.queue = number(max_queue).unwrap_or(limits.queue);
     let resources = Resources::of_this_process();
     let threads = resources.threads().get();
     info!(cpus = ?resources.cpus, memory_bytes = ?resources.memory_bytes, threads, "limits of this container");
     let engine = EngineConfig {
         max_sequences: limits.sequences,
         max_queue: limits.queue,
+        step_tokens: number(max_batch_tokens).unwrap_or_else(|| EngineConfig::default().step_tokens),
         // A tenth is left for requests, buffers and the allocator's slack.
         memory_limit_bytes: resources.memory_bytes.map(|bytes| bytes / 10 * 9),
         ..EngineConfig::default()

@@ -24,8 +24,11 @@ pub const INTERNAL_PORT: u16 = 9090;
 pub struct ServerConfig {
     /// Version of this file's schema: 1.
     pub version: u32,
-    /// Models to serve; exactly one until `additionalModels` exists.
+    /// Models to serve, at least one: `spec.model` first, then `spec.additionalModels`. Served names are unique.
     pub models: Vec<ModelConfig>,
+    /// Limits of the engine of each model; absent = the server's own.
+    #[serde(default, skip_serializing_if = "Batching::is_default")]
+    pub batching: Batching,
     /// Accelerators that the pod was given; absent on CPU. A server built without support for them refuses to start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accelerator: Option<Accelerator>,
@@ -59,6 +62,93 @@ pub struct ModelConfig {
     /// File that holds a bearer token for the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_file: Option<String>,
+    /// What the model is for; empty = Generate. A server refuses what the model's architecture cannot do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<Task>,
+}
+
+impl ModelConfig {
+    /// A model with nothing said beyond its name and where it is.
+    pub fn new(served_name: impl Into<String>, uri: impl Into<String>) -> Self {
+        Self {
+            served_name: served_name.into(),
+            uri: uri.into(),
+            revision: None,
+            format: None,
+            context_length: None,
+            sha256: None,
+            credentials_file: None,
+            tasks: Vec::new(),
+        }
+    }
+
+    /// What the model is for, the default applied.
+    pub fn tasks(&self) -> &[Task] {
+        if self.tasks.is_empty() { &[Task::Generate] } else { &self.tasks }
+    }
+
+    /// Name of the folder under [`MODELS_DIR`] that the init step fills: see [`folder_name`].
+    pub fn folder_name(&self) -> String {
+        folder_name(&self.served_name)
+    }
+}
+
+/// Name of a model's folder under [`MODELS_DIR`], one plain path element. No two served names share a folder: `/` is
+/// written as `+`, `:` as `=`, and what else a path could not bear (a leading `.`, `+` and `=` themselves) as `%XX`.
+pub fn folder_name(served_name: &str) -> String {
+    let mut name = String::with_capacity(served_name.len());
+    for (at, byte) in served_name.bytes().enumerate() {
+        match byte {
+            b'.' if at == 0 => name.push_str("%2E"),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => name.push(byte.into()),
+            b'/' => name.push('+'),
+            b':' => name.push('='),
+            other => name.push_str(&format!("%{other:02X}")),
+        }
+    }
+    name
+}
+
+/// What a model is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Task {
+    /// Chat and completions.
+    Generate,
+    /// Texts to vectors.
+    Embed,
+    /// Scores of documents for a query.
+    Rerank,
+}
+
+impl Task {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Generate => "Generate",
+            Self::Embed => "Embed",
+            Self::Rerank => "Rerank",
+        }
+    }
+}
+
+/// How an engine batches requests; what is absent is the server's own choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Batching {
+    /// Tokens computed in one step, prompt pieces included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_batch_tokens: Option<u32>,
+    /// Requests that generate at the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_sequences: Option<u32>,
+    /// Requests that may wait; one more is answered 429.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_queue: Option<u32>,
+}
+
+impl Batching {
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Format of the weights.
@@ -87,4 +177,33 @@ pub struct Timeouts {
     /// From admission to the first token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_token_ms: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn served_names_have_folders_of_their_own() {
+        let names =
+            ["org/chat", "org_chat", "org+chat", "org:chat", "org=chat", ".", "..", ".a", "a.b", "é", "a b"];
+        let folders: BTreeSet<String> = names.iter().map(|name| folder_name(name)).collect();
+        assert_eq!(folders.len(), names.len(), "{folders:?}");
+        assert_eq!(folder_name("org/chat-small_1:v1.5"), "org+chat-small_1=v1.5");
+        assert_eq!(folder_name(".."), "%2E.");
+        assert!(
+            folders.iter().all(|folder| !folder.contains('/') && !folder.starts_with('.')),
+            "{folders:?}"
+        );
+    }
+
+    #[test]
+    fn what_is_not_said_is_not_written() {
+        let text = r#"{"version":1,"models":[{"servedName":"a","uri":"builtin://demo"}],"timeouts":{},"terminationGraceSeconds":1,"startupStallSeconds":1}"#;
+        let config: ServerConfig = serde_json::from_str(text).expect("a configuration of an older operator");
+        assert_eq!(config.models[0].tasks(), [Task::Generate]);
+        assert_eq!(serde_json::to_string(&config).expect("plain data"), text);
+    }
 }

@@ -55,6 +55,9 @@ pub struct ModelStatus {
     /// Storage type of most weights: `F32`, `F16`, `BF16`, `Q4_0`, …
     pub quantization: String,
     pub context_length: u32,
+    /// What the model serves: `Generate`, `Embed`, `Rerank`, …; empty from servers that do not say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<String>,
     /// Commit that a revision resolved to, where the source knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,

@@ -58,12 +58,9 @@ impl Source {
         Ok(Self { location, served_name: model.served_name.clone() })
     }
 
-    /// Name of the model's folder under the models directory; served names may hold slashes.
+    /// Name of the model's folder under the models directory.
     pub(crate) fn folder_name(&self) -> String {
-        let safe = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
-        let name: String = self.served_name.chars().map(safe).collect();
-        // `.` and `..` are no names.
-        if name.starts_with('.') { format!("_{name}") } else { name }
+        candela_wire::config::folder_name(&self.served_name)
     }
 }
 
@@ -178,15 +175,7 @@ mod tests {
     use super::*;
 
     fn model(uri: &str) -> ModelConfig {
-        ModelConfig {
-            served_name: "org/m".into(),
-            uri: uri.into(),
-            revision: None,
-            format: None,
-            context_length: None,
-            sha256: None,
-            credentials_file: None,
-        }
+        ModelConfig::new("org/m", uri)
     }
 
     fn parse(uri: &str) -> Result<Location, String> {
@@ -207,7 +196,7 @@ mod tests {
         let url = |text: &str| Url::parse(text).unwrap();
         assert_eq!(parse("http://h/m"), Ok(Location::HttpFolder(url("http://h/m/"))));
         assert_eq!(parse("https://h/m.gguf?a=b"), Ok(Location::HttpFile(url("https://h/m.gguf?a=b"))));
-        assert_eq!(Source::parse(&model("builtin://demo")).unwrap().folder_name(), "org_m");
+        assert_eq!(Source::parse(&model("builtin://demo")).unwrap().folder_name(), "org+m");
     }
 
     #[test]

@@ -4,25 +4,17 @@ use std::{ops::ControlFlow, sync::mpsc};
 
 use axum::body::Body;
 use candela_engine::{GenerateRequest, Sink};
-use candela_wire::config::{ModelConfig, Timeouts};
+use candela_wire::config::{Batching, ModelConfig, Timeouts};
 use http::Request;
 use tower::ServiceExt;
 
 use super::*;
 
 async fn started(change: impl FnOnce(&mut Options)) -> Running {
-    let model = ModelConfig {
-        served_name: "demo".into(),
-        uri: "builtin://demo".into(),
-        revision: None,
-        format: None,
-        context_length: None,
-        sha256: None,
-        credentials_file: None,
-    };
     let mut options = Options::new(ServerConfig {
         version: 1,
-        models: vec![model],
+        models: vec![ModelConfig::new("demo", "builtin://demo")],
+        batching: Batching::default(),
         accelerator: None,
         timeouts: Timeouts::default(),
         termination_grace_seconds: 30,
@@ -84,4 +76,72 @@ async fn a_wedged_engine_loses_traffic_first_and_requests_end_in_time_all_the_sa
     let drained = tokio::time::timeout(Duration::from_secs(20), drain(&app, tokio::spawn(async {})));
     drained.await.expect("ends without the engine");
     drop(release);
+}
+
+#[tokio::test]
+async fn what_the_configuration_says_of_batching_reaches_the_engine() {
+    let mut asked = Batching::default();
+    let unsaid = started(|options| options.limits.queue = 7).await;
+    let engine = EngineConfig::default();
+    assert_eq!(
+        (unsaid.engine.max_sequences, unsaid.engine.max_queue, unsaid.engine.step_tokens),
+        (Limits::default().sequences, 7, engine.step_tokens)
+    );
+    asked.max_batch_tokens = Some(256);
+    asked.max_sequences = Some(3);
+    asked.max_queue = Some(5);
+    let said = started(|options| {
+        options.limits.queue = 7;
+        options.config.batching = asked;
+    })
+    .await;
+    assert_eq!(
+        (said.engine.max_sequences, said.engine.max_queue, said.engine.step_tokens),
+        (3, 5, 256),
+        "the resource goes before the arguments of the image"
+    );
+    assert_eq!(said.app.preparing.available_permits(), 8, "running and waiting requests");
+}
+
+#[test]
+fn configurations_that_cannot_be_meant_are_refused_by_name() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let refused = |patch: serde_json::Value| {
+        let mut config = serde_json::json!({
+            "version": 1, "models": [{"servedName": "a", "uri": "builtin://demo"}], "timeouts": {},
+            "terminationGraceSeconds": 30, "startupStallSeconds": 60,
+        });
+        for (key, value) in patch.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        std::fs::write(file.path(), config.to_string()).unwrap();
+        read_config(file.path()).err().map(|fatal| fatal.message)
+    };
+    let model = |name: &str| serde_json::json!({"servedName": name, "uri": "builtin://demo"});
+    assert_eq!(refused(serde_json::json!({"batching": {"maxSequences": 4}})), None);
+    for (patch, words) in [
+        (serde_json::json!({"models": []}), "`models`"),
+        (serde_json::json!({"models": [model("")]}), "`servedName`"),
+        (serde_json::json!({"batching": {"maxQueue": 0}}), "`batching.maxQueue`"),
+        (serde_json::json!({"batching": {"maxQueue": -1}}), "cannot use"),
+        (serde_json::json!({"batching": {"maxWait": 1}}), "maxWait"),
+    ] {
+        let found = refused(patch.clone());
+        assert!(found.as_ref().is_some_and(|found| found.contains(words)), "{patch}: {found:?}");
+    }
+    let twice = serde_json::from_value(serde_json::json!({
+        "version": 1, "models": [model("a"), model("a")], "terminationGraceSeconds": 30, "startupStallSeconds": 60,
+    }));
+    assert!(check_config(&twice.unwrap()).unwrap_err().contains("two models"));
+}
+
+#[test]
+fn tasks_that_this_build_cannot_do_are_named() {
+    let mut config = ModelConfig::new("m", "builtin://demo");
+    config.tasks = vec![candela_wire::config::Task::Rerank];
+    let progress = Progress::new(Phase::Load);
+    let fatal =
+        model::load(&config, Path::new("/nowhere"), &EngineConfig::default(), &progress).err().unwrap();
+    assert_eq!(fatal.reason, ExitReason::ModelUnsupported);
+    assert!(fatal.message.contains("`m` is to Rerank"), "{}", fatal.message);
 }

@@ -15,7 +15,7 @@ use std::{
 use candela_engine::testing::TinyModel;
 use candela_server::{Fatal, Limits, fetch, serve};
 use candela_wire::{
-    config::{ModelConfig, ServerConfig, Timeouts},
+    config::{Batching, ModelConfig, ServerConfig, Timeouts},
     internal::ProcessStatus,
     sse,
 };
@@ -37,15 +37,8 @@ pub(crate) const END_OF_TEXT: u32 = candela_engine::testing::END_OF_TEXT;
 pub(crate) fn config(uri: &str) -> ServerConfig {
     ServerConfig {
         version: 1,
-        models: vec![ModelConfig {
-            served_name: NAME.into(),
-            uri: uri.into(),
-            revision: None,
-            format: None,
-            context_length: None,
-            sha256: None,
-            credentials_file: None,
-        }],
+        models: vec![ModelConfig::new(NAME, uri)],
+        batching: Batching::default(),
         accelerator: None,
         timeouts: Timeouts::default(),
         termination_grace_seconds: 30,

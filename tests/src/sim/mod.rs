@@ -178,6 +178,7 @@ fn healthy() -> ProcessStatus {
             estimated_memory_bytes: 4_000_000,
             quantization: "F16".to_owned(),
             context_length: 1024,
+            tasks: vec!["Generate".to_owned()],
             revision: None,
         }],
         startup: Startup { load_seconds: Some(0.5), ..Startup::default() },

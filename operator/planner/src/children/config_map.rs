@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candela_crds::{Duration, EngineName, WeightsFormat};
 use candela_wire::config::{
-    Accelerator, CREDENTIALS_DIR, Format, ModelConfig, SERVER_CONFIG_KEY, ServerConfig, Timeouts,
+    Accelerator, Batching, CREDENTIALS_DIR, Format, ModelConfig, SERVER_CONFIG_KEY, ServerConfig, Timeouts,
 };
 use k8s_openapi::api::core::v1::{ConfigMap, PodSpec};
 use sha2::{Digest, Sha256};
@@ -45,7 +45,9 @@ pub fn server_config(resolved: &Resolved) -> Option<ServerConfig> {
                 (Source::Fetched { .. }, Some(_)) => Some(format!("{CREDENTIALS_DIR}/token")),
                 _ => None,
             },
+            tasks: Vec::new(),
         }],
+        batching: Batching::default(),
         accelerator: resolved
             .accelerator
             .clone()

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candela_crds::{EngineName, EnvValue, Volume as VolumeSpec};
 use candela_wire::config::{
-    CREDENTIALS_DIR, HTTP_PORT, INTERNAL_PORT, MODELS_DIR, PVC_DIR, SERVER_CONFIG_PATH,
+    CREDENTIALS_DIR, HTTP_PORT, INTERNAL_PORT, MODELS_DIR, PVC_DIR, SERVER_CONFIG_PATH, folder_name,
 };
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapKeySelector, ConfigMapVolumeSource, Container, ContainerPort,
@@ -218,7 +218,7 @@ fn custom_env(resolved: &Resolved) -> Vec<EnvVar> {
 
 /// What the init step leaves: a folder, or in it the one file that the URI names.
 fn fetched_path(resolved: &Resolved) -> String {
-    let folder = format!("{MODELS_DIR}/{}", resolved.served_name);
+    let folder = format!("{MODELS_DIR}/{}", folder_name(&resolved.served_name));
     let uri = resolved.spec.model.uri.as_deref().unwrap_or_default();
     let file = match uri.strip_prefix("hf://") {
         // ORG/NAME/PATH

@@ -217,6 +217,7 @@ fn what_servers_report_is_cut() {
                 estimated_memory_bytes: u64::MAX,
                 quantization: text.clone(),
                 context_length: u32::MAX,
+                tasks: vec![text.clone(); 40],
                 revision: Some(text.clone()),
             })
             .collect();

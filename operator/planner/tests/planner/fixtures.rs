@@ -215,6 +215,7 @@ impl World {
                 estimated_memory_bytes: 20_000_000,
                 quantization: "F16".to_owned(),
                 context_length: 1024,
+                tasks: vec!["Generate".to_owned()],
                 revision: None,
             }],
             startup: Startup {

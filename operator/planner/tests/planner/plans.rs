@@ -259,6 +259,10 @@ fn a_custom_engine_learns_port_name_and_path_from_its_environment() {
             "PORT=8080 MODEL_NAME=chat MODEL_PATH=/models/chat/m.gguf HOME=/tmp",
         ),
         ("{uri: 'pvc://c/m'}", "PORT=8080 MODEL_NAME=chat MODEL_PATH=/pvc/c/m HOME=/tmp"),
+        (
+            "{uri: 'hf://a/b', servedName: 'org/m:1'}",
+            "PORT=8080 MODEL_NAME=org/m:1 MODEL_PATH=/models/org+m=1 HOME=/tmp",
+        ),
     ] {
         assert_eq!(env(&format!("{{{custom}, model: {model}}}")), expected);
     }
