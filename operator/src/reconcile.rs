@@ -103,7 +103,8 @@ pub async fn pass(ctx: &Context, key: &Key) -> Result<Outcome, Error> {
 
 /// A pass that cannot take the process down: a panic over one resource must not stop the others.
 pub async fn isolated_pass(ctx: &Context, key: &Key) -> Result<Outcome, Error> {
-    isolated(pass(ctx, key)).await
+    // On the heap: it holds whole resources and plans.
+    isolated(Box::pin(pass(ctx, key))).await
 }
 
 async fn isolated(pass: impl Future<Output = Result<Outcome, Error>>) -> Result<Outcome, Error> {

@@ -154,7 +154,9 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
     let engine = EngineConfig {
         max_sequences: limits.sequences,
         max_queue: limits.queue,
-        step_tokens: number(max_batch_tokens).unwrap_or_else(|| EngineConfig::default().step_tokens),
+        // Whatever runs computes a token in each step.
+        step_tokens: number(max_batch_tokens)
+            .unwrap_or_else(|| EngineConfig::default().step_tokens.max(limits.sequences)),
         // A tenth is left for requests, buffers and the allocator's slack.
         memory_limit_bytes: resources.memory_bytes.map(|bytes| bytes / 10 * 9),
         ..EngineConfig::default()

@@ -2,6 +2,7 @@
 
 #![expect(unreachable_pub, reason = "KubeSchema derives a private `pub struct …Validated` beside each type")]
 
+mod batching;
 mod compute;
 mod engine;
 mod model;
@@ -9,6 +10,7 @@ mod pod_template;
 mod rollout;
 mod status;
 
+pub use batching::Batching;
 pub use compute::{Accelerator, Device, Placement, Resources, TopologySpread, WhenUnsatisfiable};
 pub use engine::{Engine, EngineName, EnvValue, EnvVar};
 pub use model::{KeyRef, Model, Task, Verification, WeightsFormat};
@@ -73,6 +75,8 @@ use serde::{Deserialize, Serialize};
         .message("model.contextLength has no effect with engine Custom: remove it and set the limit in engine.args"),
     validation = Rule::new("!(has(self.engine) && self.engine.name == 'Custom') || !has(self.routing) || !has(self.routing.timeouts)")
         .message("routing.timeouts are enforced by Candela's own server only: remove them with engine Custom, and set the limits in engine.args"),
+    validation = Rule::new("!(has(self.engine) && self.engine.name == 'Custom') || !has(self.batching)")
+        .message("batching is done by Candela's own server only: remove it with engine Custom, and set the limits in engine.args"),
     validation = Rule::new("!(has(self.engine) && self.engine.name == 'Custom') || !has(self.model.format) || (has(self.model.uri) && !self.model.uri.startsWith('pvc://'))")
         .message("with engine Custom, model.format only chooses which files are fetched: remove it unless model.uri is hf:// or http(s)://"),
     validation = Rule::new("!(has(self.engine) && self.engine.name == 'Custom') || !has(self.model.verification) || (has(self.model.uri) && !self.model.uri.startsWith('pvc://'))")
@@ -84,6 +88,9 @@ pub struct LlmDeploymentSpec {
     /// What runs the model; absent = Candle, Candela's own engine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<Engine>,
+    /// How many requests each replica works on at a time; what is absent is the server's own choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batching: Option<Batching>,
     /// CPU and memory of each replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,

@@ -37,6 +37,27 @@ pub(crate) fn cases() -> Vec<Case> {
             "{engine: {name: Custom, image: x}, model: {}, routing: {timeouts: {request: 30s}}}",
         ),
         case(
+            "batching is done by Candela's own server only",
+            "{batching: {maxSequences: 4}}",
+            "{engine: {name: Custom, image: x}, model: {}, batching: {maxSequences: 4}}",
+        ),
+        case(
+            "batching.maxBatchTokens must not be below",
+            "{batching: {maxBatchTokens: 16, maxSequences: 16}}",
+            "{batching: {maxBatchTokens: 16, maxSequences: 17}}",
+        ),
+        case(
+            "batching.maxBatchTokens must be a number of tokens",
+            "{batching: {maxBatchTokens: 65536}}",
+            "{batching: {maxBatchTokens: 15}}",
+        ),
+        case(
+            "batching.maxSequences must be from",
+            "{batching: {maxSequences: 1024, maxBatchTokens: 1024}}",
+            "{batching: {maxSequences: 1025}}",
+        ),
+        case("batching.maxQueue must be from", "{batching: {maxQueue: 1}}", "{batching: {maxQueue: 0}}"),
+        case(
             "model.format only chooses which files are fetched",
             "{engine: {name: Custom, image: x}, model: {uri: 'hf://a/b', format: Gguf}}",
             "{engine: {name: Custom, image: x}, model: {uri: 'pvc://c/m', format: Gguf}}",

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candela_crds::{Duration, EngineName, WeightsFormat};
+use candela_crds::{Duration, EngineName, LlmDeploymentSpec, WeightsFormat};
 use candela_wire::config::{
     Accelerator, Batching, CREDENTIALS_DIR, Format, ModelConfig, SERVER_CONFIG_KEY, ServerConfig, Timeouts,
 };
@@ -47,7 +47,7 @@ pub fn server_config(resolved: &Resolved) -> Option<ServerConfig> {
             },
             tasks: Vec::new(),
         }],
-        batching: Batching::default(),
+        batching: batching(&resolved.spec),
         accelerator: resolved
             .accelerator
             .clone()
@@ -59,6 +59,15 @@ pub fn server_config(resolved: &Resolved) -> Option<ServerConfig> {
         termination_grace_seconds: resolved.grace_secs.unsigned_abs(),
         startup_stall_seconds: STALL_SECS.min(resolved.progress_deadline_secs.unsigned_abs()),
     })
+}
+
+fn batching(spec: &LlmDeploymentSpec) -> Batching {
+    let wanted = spec.batching.clone().unwrap_or_default();
+    Batching {
+        max_batch_tokens: wanted.max_batch_tokens.map(i32::unsigned_abs),
+        max_sequences: wanted.max_sequences.map(i32::unsigned_abs),
+        max_queue: wanted.max_queue.map(i32::unsigned_abs),
+    }
 }
 
 pub(super) fn config_map(resolved: &Resolved) -> Option<ConfigMap> {

@@ -81,6 +81,7 @@ fn the_configuration_rolls_pods_and_the_resources_own_labels_do_not() {
         "{model: {uri: 'builtin://demo', contextLength: 512}}",
         "{model: {uri: 'builtin://demo', servedName: other}}",
         "{routing: {timeouts: {request: 30s}}}",
+        "{batching: {maxQueue: 5}}",
     ] {
         let after = template(llm(spec));
         assert_ne!(after["spec"]["volumes"], before["spec"]["volumes"], "{spec} must roll the pods");
@@ -179,6 +180,25 @@ fn stopping_lasts_as_long_as_the_longest_request() {
     assert_eq!(grace("{}"), 60);
     assert_eq!(grace("{routing: {timeouts: {request: 5m}}}"), 310);
     assert_eq!(grace("{podTemplate: {terminationGracePeriod: 20s}, routing: {timeouts: {request: 5m}}}"), 20);
+}
+
+/// `server.json` of the resource, as the server reads it.
+fn server_config(spec: &str) -> candela_wire::config::ServerConfig {
+    let map = planned(spec, OwnedKind::ConfigMap).unwrap();
+    serde_json::from_str(map["data"]["server.json"].as_str().unwrap()).unwrap()
+}
+
+#[test]
+fn batching_reaches_the_server_as_it_is_written() {
+    let batching = |spec: &str| serde_json::to_value(server_config(spec).batching).unwrap();
+    assert_eq!(batching("{}"), json!({}));
+    assert_eq!(batching("{batching: {}}"), json!({}));
+    assert_eq!(
+        batching("{batching: {maxBatchTokens: 256, maxSequences: 4, maxQueue: 32}}"),
+        json!({"maxBatchTokens": 256, "maxSequences": 4, "maxQueue": 32})
+    );
+    // A resource that says nothing new keeps its configuration, hence its pods.
+    assert_eq!(planned("{}", OwnedKind::Deployment), planned("{batching: {}}", OwnedKind::Deployment));
 }
 
 #[test]
