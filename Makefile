@@ -141,6 +141,11 @@ PROVE ?=
 prove: deps images cluster-bin ## The long proofs that docs/proofs/ lacks for the present sources (PROVE='--only NAME', '--again')
 	@$(XTASK) prove $(PROVE)
 
+.PHONY: bench-server
+BENCH ?=
+bench-server: deps bins ## Our server against llama.cpp and onnxruntime: docs/benchmarks/ (BENCH='--only CASE', '--quick')
+	@python3 server/bench/bench.py $(BENCH)
+
 ##@ Make it
 .PHONY: build
 build: deps cluster-bin images ## Binaries, images and the test cluster's binary

@@ -58,6 +58,12 @@ struct Shared {
 struct ServeArgs {
     #[command(flatten)]
     shared: Shared,
+    /// A GGUF file, or a folder in the hub's layout, to serve instead of what `--config` says.
+    #[arg(long, conflicts_with = "config", value_name = "PATH")]
+    model: Option<PathBuf>,
+    /// What clients call the model of `--model`; the file's name without its ending if absent.
+    #[arg(long, requires = "model", value_name = "NAME")]
+    served_name: Option<String>,
     /// `cpu` leaves accelerators unused.
     #[arg(long, value_enum, default_value = "auto")]
     device: Device,
@@ -149,7 +155,10 @@ fn run_serve(args: ServeArgs, began: Instant) -> Result<(), Fatal> {
         ..Limits::default()
     };
     let options = Options {
-        config: serve::read_config(&args.shared.config)?,
+        config: match &args.model {
+            Some(model) => serve::local_config(model, args.served_name)?,
+            None => serve::read_config(&args.shared.config)?,
+        },
         device: args.device,
         listen: args.listen,
         internal_listen: args.shared.internal_listen,
@@ -244,6 +253,13 @@ mod tests {
         assert_eq!(args.shared.config, Path::new("/etc/candela/server.json"));
         assert_eq!(args.listen.port(), 8080);
         assert_eq!(args.shared.internal_listen.port(), 9090);
-        assert!(Cli::try_parse_from(["candela-server", "serve", "--max-queue", "0"]).is_err());
+        let refused: [&[&str]; 3] = [
+            &["--max-queue", "0"],
+            &["--model", "m.gguf", "--config", "server.json"],
+            &["--served-name", "m"],
+        ];
+        for arguments in refused {
+            assert!(Cli::try_parse_from([&["candela-server", "serve"], arguments].concat()).is_err());
+        }
     }
 }

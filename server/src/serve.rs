@@ -10,7 +10,7 @@ use std::{
 
 use candela_engine::EngineConfig;
 use candela_wire::{
-    config::{Batching, MODELS_DIR, ServerConfig},
+    config::{Batching, MODELS_DIR, ModelConfig, ServerConfig, Timeouts},
     internal::Startup,
     termination::ExitReason,
 };
@@ -82,6 +82,26 @@ pub fn read_config(path: &Path) -> Result<ServerConfig, Fatal> {
         return Err(Fatal::config(message));
     }
     check_config(&config).map_err(|what| Fatal::config(format!("`{name}`: {what}")))?;
+    Ok(config)
+}
+
+/// The configuration of a server that was told of no more than a file or folder of this machine.
+pub fn local_config(model: &Path, served_name: Option<String>) -> Result<ServerConfig, Fatal> {
+    let refuse = |what: String| Fatal::config(format!("`--model {}`: {what}", model.display()));
+    let path = model.canonicalize().map_err(|err| refuse(err.to_string()))?;
+    let text = path.to_str().ok_or_else(|| refuse("the path must be UTF-8".to_owned()))?;
+    let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    let stem = stem.map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
+    let config = ServerConfig {
+        version: 1,
+        models: vec![ModelConfig::new(served_name.unwrap_or(stem), format!("file://{text}"))],
+        batching: Batching::default(),
+        accelerator: None,
+        timeouts: Timeouts::default(),
+        termination_grace_seconds: 30,
+        startup_stall_seconds: 600,
+    };
+    check_config(&config).map_err(refuse)?;
     Ok(config)
 }
 

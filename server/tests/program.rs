@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::{collections::BTreeMap, net::SocketAddr, process::Stdio, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, process::Stdio, time::Duration};
 
 use candela_engine::testing::TinyModel;
 use candela_server::fetch;
@@ -38,9 +38,15 @@ impl Program {
         fetch::run(fetch_options(config.clone(), models.path(), &hub.endpoint), None).await.unwrap();
         let path = |name: &str| models.path().join(name);
         std::fs::write(path("server.json"), serde_json::to_vec(&config).unwrap()).unwrap();
+        let arguments = ["--config".into(), path("server.json")];
+        Self::started(models, &arguments).await
+    }
+
+    /// With these arguments beside those that every test wants; `models` is kept as long as it runs.
+    async fn started(models: TempDir, arguments: &[PathBuf]) -> Self {
         let mut command = Command::new(binary());
         command.args(["serve", "--listen", "127.0.0.1:0", "--internal-listen", "127.0.0.1:0"]);
-        command.arg("--config").arg(path("server.json")).arg("--termination-log").arg(path("why"));
+        command.args(arguments).arg("--termination-log").arg(models.path().join("why"));
         command.arg("--models-dir").arg(models.path());
         let mut child = command.stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -98,4 +104,23 @@ async fn a_prompt_that_makes_the_tokenizer_panic_is_500_and_the_next_one_is_answ
     program.child.kill().await.unwrap();
     let log = program.log.await.unwrap();
     assert!(log.contains("is contained"), "{log}");
+}
+
+#[tokio::test]
+async fn a_file_is_served_without_a_configuration() {
+    let models = TempDir::new().unwrap();
+    let file = models.path().join("tiny.q8.gguf");
+    TinyModel::default().write_gguf(&file).unwrap();
+    let program = Program::started(models, &["--model".into(), file]).await;
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = format!("http://{}/v1/completions", program.address);
+    let body = json!({"model": "tiny.q8", "prompt": "hi", "max_tokens": 2});
+    assert_eq!(http.post(&url).json(&body).send().await.unwrap().status(), 200);
+    let missing = Command::new(binary())
+        .args(["serve", "--model", "nowhere.gguf", "--termination-log", "/dev/null"])
+        .output()
+        .await
+        .unwrap();
+    let log = String::from_utf8_lossy(&missing.stderr);
+    assert!(!missing.status.success() && log.contains("`--model nowhere.gguf`: No such file"), "{log}");
 }

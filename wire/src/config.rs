@@ -47,7 +47,7 @@ pub struct ServerConfig {
 pub struct ModelConfig {
     /// The name that clients send as `model`.
     pub served_name: String,
-    /// `builtin://demo`, `hf://org/name`, `http(s)://…`, `pvc://claim/path`.
+    /// `builtin://demo`, `hf://org/name`, `http(s)://…`, `pvc://claim/path`; outside a cluster also `file:///path`.
     pub uri: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,

@@ -4,6 +4,7 @@ mod check;
 mod demo;
 mod generate;
 mod image;
+mod load;
 mod prove;
 mod train;
 
@@ -28,6 +29,8 @@ enum Command {
     TrainDemo(train::Args),
     /// Build OCI images without a Docker daemon.
     Image(image::Args),
+    /// Streamed completions from many clients at once, timed: the load of `make bench-server`.
+    BenchLoad(load::Args),
     /// A cluster, Candela in it, two models and a chat, on this machine.
     Demo(demo::Args),
     /// Run the long proofs that are not yet kept under `docs/proofs/` for the present sources.
@@ -54,6 +57,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::TrainDemo(args) => train::run(args),
         Command::Image(args) => image::run(args),
+        Command::BenchLoad(args) => load::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Prove(args) => prove::run(args),
     }

@@ -18,7 +18,7 @@ pub(crate) struct Source {
 pub(crate) enum Location {
     /// In the binary.
     Builtin,
-    /// Mounted; nothing to fetch.
+    /// Mounted, or on this machine; nothing to fetch.
     Path(PathBuf),
     Hub {
         /// `org/name`.
@@ -37,7 +37,9 @@ impl Source {
         let uri = model.uri.as_str();
         let refuse = |why: &str| Fatal::config(format!("`uri` `{}`: {why}", redacted(uri)));
         let (scheme, rest) = uri.split_once("://").ok_or_else(|| {
-            refuse("needs a scheme: builtin://demo, hf://org/name, http(s)://host/path or pvc://claim/path")
+            refuse(
+                "needs a scheme: builtin://demo, hf://org/name, http(s)://host/path, pvc://claim/path or file:///path",
+            )
         })?;
         if model.revision.is_some() && scheme != "hf" {
             return Err(refuse("`revision` is for hf:// only; put it into the address"));
@@ -49,11 +51,16 @@ impl Source {
                 let path = relative(rest).ok_or_else(|| refuse("must be pvc://CLAIM/PATH, without `..`"))?;
                 Location::Path(PathBuf::from(PVC_DIR).join(path))
             }
+            "file" => {
+                let path = rest.strip_prefix('/').and_then(relative);
+                let path = path.ok_or_else(|| refuse("must be file:///PATH, without `..`"))?;
+                Location::Path(PathBuf::from("/").join(path))
+            }
             "hf" => {
                 hub(rest, model).ok_or_else(|| refuse("must be hf://ORG/NAME or hf://ORG/NAME/FILE.gguf"))?
             }
             "http" | "https" => http(uri, model).map_err(refuse)?,
-            _ => return Err(refuse("unknown scheme; use builtin, hf, http, https or pvc")),
+            _ => return Err(refuse("unknown scheme; use builtin, hf, http, https, pvc or file")),
         };
         Ok(Self { location, served_name: model.served_name.clone() })
     }
@@ -186,6 +193,7 @@ mod tests {
     fn each_scheme_is_one_place() {
         assert_eq!(parse("builtin://demo"), Ok(Location::Builtin));
         assert_eq!(parse("pvc://claim/a/b"), Ok(Location::Path("/pvc/claim/a/b".into())));
+        assert_eq!(parse("file:///m/a.gguf"), Ok(Location::Path("/m/a.gguf".into())));
         let hub = |file: Option<&str>| Location::Hub {
             repo: "org/name".into(),
             revision: "main".into(),

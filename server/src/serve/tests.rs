@@ -4,7 +4,6 @@ use std::{ops::ControlFlow, sync::mpsc};
 
 use axum::body::Body;
 use candela_engine::{GenerateRequest, Sink};
-use candela_wire::config::{Batching, ModelConfig, Timeouts};
 use http::Request;
 use tower::ServiceExt;
 
