@@ -10,6 +10,7 @@ mod node;
 mod served;
 mod watch;
 
+mod batching;
 mod chat;
 mod children;
 mod deleted;
