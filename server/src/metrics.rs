@@ -32,10 +32,15 @@ struct PhaseLabel {
     phase: &'static str,
 }
 
+/// Bounds of `answer_seconds`: refusals at the fine end, long answers that are not streamed at the other.
+const ANSWER_SECONDS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0];
+
 /// Handles are cheap to clone and lock-free or nearly so.
 pub(crate) struct Metrics {
     registry: Registry,
     pub(crate) requests: Family<Answer, Counter>,
+    pub(crate) answer_time: Family<Answer, Histogram>,
     generations: Family<Outcome, Counter>,
     pub(crate) prompt_tokens: Counter,
     pub(crate) generated_tokens: Counter,
@@ -65,6 +70,7 @@ impl Metrics {
         let mut metrics = Self {
             registry: Registry::with_prefix("candela_server"),
             requests: Family::default(),
+            answer_time: Family::new_with_constructor(|| Histogram::new(ANSWER_SECONDS)),
             generations: Family::default(),
             prompt_tokens: Counter::default(),
             generated_tokens: Counter::default(),
@@ -87,6 +93,11 @@ impl Metrics {
     fn register(&mut self) {
         let to = &mut self.registry;
         to.register("requests", "Answers on the public listener", self.requests.clone());
+        to.register(
+            "answer_seconds",
+            "From the head of a request to the head of its answer, on the public listener",
+            self.answer_time.clone(),
+        );
         to.register("generations", "Admitted generations by how they ended", self.generations.clone());
         to.register("prompt_tokens", "Tokens of admitted prompts", self.prompt_tokens.clone());
         to.register("generated_tokens", "Tokens generated", self.generated_tokens.clone());

@@ -32,18 +32,29 @@ pub(crate) struct Args {
 }
 
 /// What every proof on the operator speaks of.
-const OPERATOR: [&str; 6] = ["Cargo.lock", "Cargo.toml", "crds", "operator", "wire", "tests/src"];
+const OPERATOR: &[&str] = &["Cargo.lock", "Cargo.toml", "crds", "operator", "wire", "tests/src"];
+/// What a proof on the server alone speaks of.
+const SERVER: &[&str] = &[
+    "Cargo.lock",
+    "Cargo.toml",
+    "server/Cargo.toml",
+    "server/engine",
+    "server/models",
+    "server/src",
+    "wire",
+];
 
 /// One program of proofs; each of its tests is a proof of its own.
 struct Suite {
     name: &'static str,
     tool: Tool,
-    /// Paths, from the repository's root, that decide what the proof shows.
+    /// Paths, from the repository's root, that decide what the proof shows: what it speaks of, and the proof itself.
+    subject: &'static [&'static str],
     sources: &'static [&'static str],
     env: &'static [(&'static str, &'static str)],
 }
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 enum Tool {
     /// A test program of the crate `tests`.
     Cargo,
@@ -52,17 +63,25 @@ enum Tool {
 }
 
 /// What fails fastest comes first.
-const SUITES: [Suite; 4] = [
-    Suite { name: "simulation", tool: Tool::Cargo, sources: &["tests/tests/simulation"], env: &[] },
+const SUITES: [Suite; 5] = [
+    Suite {
+        name: "simulation",
+        tool: Tool::Cargo,
+        subject: OPERATOR,
+        sources: &["tests/tests/simulation"],
+        env: &[],
+    },
     Suite {
         name: "control_plane",
         tool: Tool::Cargo,
+        subject: OPERATOR,
         sources: &["tests/tests/control_plane", "tests/cluster", "manifests"],
         env: &[],
     },
     Suite {
         name: "e2e",
         tool: Tool::Cargo,
+        subject: OPERATOR,
         sources: &[
             "tests/tests/e2e",
             "tests/cluster",
@@ -76,8 +95,16 @@ const SUITES: [Suite; 4] = [
     Suite {
         name: "cluster",
         tool: Tool::Go,
+        subject: &[],
         sources: &["tests/cluster"],
         env: &[("CANDELA_CLUSTER_E2E_ADDONS", "1")],
+    },
+    Suite {
+        name: "endurance",
+        tool: Tool::Cargo,
+        subject: SERVER,
+        sources: &["server/tests/endurance"],
+        env: &[],
     },
 ];
 
@@ -93,8 +120,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let folder = root.join("docs/proofs");
     let (mut shown, mut kept, mut failed) = (0, 0, Vec::new());
     for suite in SUITES.iter().filter(|suite| suite.is_asked_for(&args.only)) {
-        let paths: &[&str] = if suite.tool == Tool::Cargo { &OPERATOR } else { &[] };
-        let digest = sources::digest(&root, &[paths, suite.sources].concat())?;
+        let digest = sources::digest(&root, &[suite.subject, suite.sources].concat())?;
         for test in suite.tests(&root)? {
             let proof = Proof { suite, test };
             let name = proof.name();

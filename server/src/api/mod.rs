@@ -23,6 +23,7 @@ use candela_wire::{
     problem::{self, Problem},
 };
 use http::{HeaderName, HeaderValue, StatusCode, header};
+use tokio::time::Instant;
 use tracing::debug;
 
 use crate::{app::App, lifecycle::Stage, metrics::Answer, model::Served};
@@ -64,8 +65,11 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     request.headers_mut().insert(REQUEST_ID, id.clone());
     let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let route = routes_label(path.as_deref());
+    let began = Instant::now();
     let mut response = next.run(request).await;
-    app.metrics.requests.get_or_create(&Answer { route, status: response.status().as_u16() }).inc();
+    let answer = Answer { route, status: response.status().as_u16() };
+    app.metrics.requests.get_or_create(&answer).inc();
+    app.metrics.answer_time.get_or_create(&answer).observe(began.elapsed().as_secs_f64());
     debug!(route, status = response.status().as_u16(), request_id = ?id, "answered");
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, id);
