@@ -212,7 +212,8 @@ mod tests {
         for uri in [
             "demo",
             "builtin://other",
-            "file:///etc/passwd",
+            "file://host/m",
+            "file:///m/../etc",
             "s3://bucket/key",
             "pvc://claim/../other",
             "pvc:///x",
