@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+pub use crate::kernels::KvType;
+
 /// Where a model's files are.
 #[derive(Clone, Debug)]
 pub enum ModelSource {
@@ -36,9 +38,25 @@ pub struct EngineConfig {
     /// Loading is refused with [`crate::LoadError::OutOfMemory`] if weights, KV cache and activations are
     /// estimated to need more; `None` = no check.
     pub memory_limit_bytes: Option<u64>,
-    /// Threads for matrix products, `None` = leave to the environment. See [`crate::Engine::load`]: the first
-    /// engine of a process decides.
+    /// Threads that compute, the engine's own included; `None` = as many as the process may run at once.
     pub threads: Option<usize>,
+    /// Tokens whose keys and values are held at most, over all sequences; rounded up to whole blocks of 32. `None` =
+    /// every sequence at its full context, or less if the memory limit leaves less, but at least one full context.
+    pub kv_cache_tokens: Option<usize>,
+    /// How keys and values are stored.
+    pub kv_type: KvType,
+    /// What 16- and 32-bit matrices become when they are loaded; `None` = they stay what they are. Weights that are
+    /// quantised already are not touched.
+    pub quantization: Option<Quantization>,
+}
+
+/// Types to quantise weights to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantization {
+    /// 8 bits per weight and a 16-bit scale per 32 of them, as GGUF's Q8_0.
+    Q8,
+    /// 4 bits per weight and a 16-bit scale per 32 of them, as GGUF's Q4_0.
+    Q4,
 }
 
 impl Default for EngineConfig {
@@ -50,6 +68,9 @@ impl Default for EngineConfig {
             step_tokens: 128,
             memory_limit_bytes: None,
             threads: None,
+            kv_cache_tokens: None,
+            kv_type: KvType::F16,
+            quantization: None,
         }
     }
 }

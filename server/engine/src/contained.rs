@@ -50,10 +50,11 @@ pub fn panic_is_contained() -> bool {
     DEPTH.get() > 0 || (is_pool_worker() && RUNNING.load(Ordering::SeqCst) > 0)
 }
 
-/// Of rayon, or of candle's own pool, which has no other mark than its threads' names.
+/// Of the engine's own pools, of rayon, or of candle's pool, which has no other mark than its threads' names.
 fn is_pool_worker() -> bool {
-    rayon::current_thread_index().is_some()
-        || thread::current().name().is_some_and(|name| name.starts_with("candle-bp-"))
+    let is_ours =
+        |name: &str| name.starts_with(crate::kernels::THREAD_NAME) || name.starts_with("candle-bp-");
+    rayon::current_thread_index().is_some() || thread::current().name().is_some_and(is_ours)
 }
 
 #[cfg(test)]

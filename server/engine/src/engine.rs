@@ -10,7 +10,9 @@ use crate::{
     CancelToken, EngineConfig, Event, FinishReason, GenerateRequest, LoadError, LoadProgress, ModelFacts,
     ModelSource, SamplingParams, Sink, SubmitError, TextError,
     admission::{Admission, Pending, Phase},
-    load, request, step,
+    load,
+    model::BLOCK_TOKENS,
+    request, step,
     text::Text,
 };
 
@@ -70,18 +72,16 @@ pub struct Stats {
 impl Engine {
     /// Reads and checks a model's files, converts its weights and starts the engine's thread. Blocks; `progress`
     /// is called on this thread at least once per tensor.
-    ///
-    /// Matrix products run on candle's own pools, which exist once per process and are sized from the
-    /// environment when first used: whoever limits CPU must set `RAYON_NUM_THREADS` and `CANDLE_NUM_THREADS`
-    /// before the process starts its first thread (the server re-executes itself with them).
-    /// [`EngineConfig::threads`] is compared with that, and refused where it disagrees.
+    /// The engine computes on [`EngineConfig::threads`] threads of its own; several engines share nothing.
     pub fn load(
         source: &ModelSource,
         config: &EngineConfig,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self, LoadError> {
         let loaded = load::load(source, config, progress)?;
-        let admission = Arc::new(Admission::new(config.max_sequences, config.max_queue));
+        let per_sequence = (loaded.facts.context_length as usize).div_ceil(BLOCK_TOKENS);
+        let n_slots = config.max_sequences.min(loaded.n_blocks / per_sequence);
+        let admission = Arc::new(Admission::new(n_slots, config.max_queue));
         let text = Arc::new(loaded.text);
         let worker = step::Worker::new(
             loaded.model,
@@ -90,6 +90,7 @@ impl Engine {
             step::Limits {
                 context_length: loaded.facts.context_length as usize,
                 step_tokens: config.step_tokens,
+                n_blocks: loaded.n_blocks,
             },
         );
         let thread = thread::Builder::new()

@@ -37,17 +37,10 @@ pub enum LoadError {
     /// The model does not fit into the memory limit.
     #[error(
         "the model needs about {needed_bytes} bytes ({weights_bytes} of weights, {kv_bytes} of KV cache for \
-         {max_sequences} sequences of {context_length} tokens), the limit is {limit_bytes}; raise the memory \
-         limit, lower `contextLength` or choose a quantised model"
+         {kv_tokens} tokens), the limit is {limit_bytes}; raise the memory limit, lower `contextLength` or choose a \
+         quantised model"
     )]
-    OutOfMemory {
-        needed_bytes: u64,
-        limit_bytes: u64,
-        weights_bytes: u64,
-        kv_bytes: u64,
-        max_sequences: usize,
-        context_length: u32,
-    },
+    OutOfMemory { needed_bytes: u64, limit_bytes: u64, weights_bytes: u64, kv_bytes: u64, kv_tokens: usize },
     /// A file is there but cannot be read.
     #[error("cannot read `{file}`")]
     Io {

@@ -1,16 +1,25 @@
 //! Compares with what `golden/make.py` recorded from transformers, sentencepiece and the tokenizers package.
 
-use std::path::{Path, PathBuf};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use candle_core::{Device, Tensor};
 use serde::Deserialize;
 
 use crate::{
-    LoadError, SpecialTokens,
+    KvType, LoadError, SpecialTokens,
     files::Files,
-    model::{self, Chunk, HfConfig, KvCache, Llama},
+    kernels::{Isa, KvStore, Linear, PackedMatrix, Pool, RawTensor, Scratch, StoredType},
+    model::{self, Decoder, HfConfig, Shape, Source, StepSequence},
     text,
-    weights::{Matrix, Part, Role, Weights, gguf::GgufFile, safetensors::SafetensorsFiles},
+    weights::{
+        Part, Role, Weights,
+        folder::{Conventions, FolderWeights},
+        gguf::GgufFile,
+    },
 };
 
 #[derive(Deserialize)]
@@ -52,50 +61,83 @@ fn golden() -> Golden {
     serde_json::from_slice(&std::fs::read(folder().join("golden.json")).unwrap()).unwrap()
 }
 
-fn load_folder(name: &str) -> Llama {
+fn decoder(shape: Shape, weights: &mut dyn Weights, kv_type: KvType) -> Decoder {
+    let pool = Arc::new(Pool::new(2).unwrap());
+    let kv = KvStore::new(kv_type, shape.layers, shape.kv_heads, shape.head_dim, 16).unwrap();
+    let mut source = Source { weights, quantization: None, file: "golden".to_owned() };
+    Decoder::load(shape, &mut source, pool, kv).unwrap()
+}
+
+fn load_folder(name: &str, kv_type: KvType) -> Decoder {
     let files = Files::folder(&folder().join(name)).unwrap();
     let config = HfConfig::parse(files.json(model::CONFIG).unwrap().unwrap()).unwrap();
-    let mut weights = SafetensorsFiles::open(&files).unwrap();
-    Llama::load(model::from_hf(&config).unwrap(), &mut weights, name).unwrap()
+    let shape = model::from_hf(&config).unwrap();
+    let mut weights = FolderWeights::open(&files).unwrap();
+    weights.follow(Conventions {
+        post_norms: shape.family.has_post_norms(),
+        norms_are_offsets: shape.family.norms_are_offsets(),
+    });
+    decoder(shape, &mut weights, kv_type)
 }
 
 /// A file whose quantised blocks are widened. Products over blocks round the activations to 8 bits as well, which
 /// these random weights amplify to several per cent after two layers; widened, only the reading of blocks is judged.
-struct Widened(GgufFile<'static>);
+struct Widened {
+    file: GgufFile<'static>,
+    /// Widened matrices are borrowed for as long as the file; tests may leak them.
+    leaked: RefCell<HashMap<String, &'static [u8]>>,
+}
+
+impl Widened {
+    fn new(file: GgufFile<'static>) -> Self {
+        Self { file, leaked: RefCell::default() }
+    }
+}
 
 impl Weights for Widened {
     fn contains(&self, role: Role) -> bool {
-        self.0.contains(role)
+        self.file.contains(role)
     }
 
-    fn matrix_bytes(&self, role: Role, shape: (usize, usize)) -> Result<u64, LoadError> {
-        self.0.matrix_bytes(role, shape)
+    fn matrix(&self, role: Role, shape: (usize, usize)) -> Result<RawTensor<'_>, LoadError> {
+        let raw = self.file.matrix(role, shape)?;
+        let mut leaked = self.leaked.borrow_mut();
+        let bytes = *leaked.entry(format!("{role:?}")).or_insert_with(|| {
+            let mut row = vec![0.0; raw.columns];
+            let mut bytes = Vec::new();
+            for i in 0..raw.rows {
+                raw.widen_row(i, &mut row);
+                bytes.extend(row.iter().flat_map(|x| x.to_le_bytes()));
+            }
+            bytes.leak()
+        });
+        Ok(RawTensor { dtype: StoredType::F32, bytes, ..raw })
     }
 
-    fn matrix(&mut self, role: Role, shape: (usize, usize)) -> Result<Matrix, LoadError> {
-        Ok(match self.0.matrix(role, shape)? {
-            Matrix::Quantized(blocks) => Matrix::Dense(blocks.dequantize(&Device::Cpu).unwrap()),
-            dense => dense,
-        })
+    fn vector(&self, role: Role, len: usize) -> Result<Vec<f32>, LoadError> {
+        self.file.vector(role, len)
     }
 
-    fn vector(&mut self, role: Role, len: usize) -> Result<Tensor, LoadError> {
-        self.0.vector(role, len)
+    fn converted(&mut self, n_bytes: u64) {
+        self.file.converted(n_bytes);
     }
 }
 
-fn load_gguf(name: &str) -> Llama {
-    let mut file = GgufFile::open(&folder().join(name)).unwrap();
-    let shape = model::from_gguf(&mut file).unwrap();
-    Llama::load(shape, &mut Widened(file), name).unwrap()
+fn load_gguf(name: &str) -> Decoder {
+    let file = GgufFile::open(&folder().join(name)).unwrap();
+    let shape = model::from_gguf(&file).unwrap();
+    decoder(shape, &mut Widened::new(file), KvType::F32)
 }
+
+const BLOCKS: [u32; 4] = [3, 1, 0, 7];
 
 /// Logits after each piece, fed one after the other.
-fn logits_by_pieces(model: &Llama, pieces: &[&[u32]]) -> Vec<Vec<f32>> {
-    let mut cache = KvCache::new(&model.shape, 128);
+fn logits_by_pieces(model: &mut Decoder, pieces: &[&[u32]]) -> Vec<Vec<f32>> {
+    let mut start = 0;
     let step = |tokens: &&[u32]| {
-        let mut chunks = [Chunk { tokens, cache: &mut cache, wants_logits: true }];
-        model.forward(&mut chunks).unwrap().remove(0).unwrap()
+        let sequence = StepSequence { tokens, start, blocks: &BLOCKS, n_logits: 1 };
+        start += tokens.len();
+        model.forward(&[sequence]).unwrap().values.to_vec()
     };
     pieces.iter().map(step).collect()
 }
@@ -109,7 +151,7 @@ fn check(what: &str, ours: &[f32], theirs: &[f32]) {
     assert_eq!(argmax(ours), argmax(theirs), "{what}");
 }
 
-fn check_model(case: &ModelCase, model: &Llama) {
+fn check_model(case: &ModelCase, model: &mut Decoder) {
     let tokens = &case.tokens[..];
     let one_by_one: Vec<&[u32]> = tokens.chunks(1).collect();
     for (i, ours) in logits_by_pieces(model, &one_by_one).iter().enumerate() {
@@ -121,6 +163,13 @@ fn check_model(case: &ModelCase, model: &Llama) {
     let pieces = [&tokens[..7], &tokens[7..8], &tokens[8..]];
     let pieces = logits_by_pieces(model, &pieces);
     check(&format!("{} in pieces", case.name), &pieces[2], last);
+    assert_eq!(pieces[2], whole[0], "{}: the same bits however the prompt is cut", case.name);
+    let alone = logits_by_pieces(model, &one_by_one);
+    let all = StepSequence { tokens, start: 0, blocks: &BLOCKS, n_logits: tokens.len() };
+    let all = model.forward(&[all]).unwrap();
+    for (i, (row, alone)) in all.rows().zip(alone).enumerate() {
+        assert_eq!(row, alone, "{} token {i}: the same bits in a chunk and alone", case.name);
+    }
 }
 
 #[test]
@@ -128,7 +177,7 @@ fn logits_of_safetensors_folders_agree_with_transformers() {
     let cases = golden().folders;
     assert_eq!(cases.len(), 6);
     for case in cases {
-        check_model(&case, &load_folder(&case.name));
+        check_model(&case, &mut load_folder(&case.name, KvType::F32));
     }
 }
 
@@ -137,24 +186,26 @@ fn logits_of_gguf_files_agree_with_transformers() {
     let cases = golden().ggufs;
     assert_eq!(cases.len(), 3);
     for case in cases {
-        check_model(&case, &load_gguf(&case.name));
+        check_model(&case, &mut load_gguf(&case.name));
     }
 }
 
 #[test]
 fn products_over_quantised_blocks_agree_with_widened_ones() {
     let path = folder().join("gguf-q8_0.gguf");
-    let mut blocks = GgufFile::open(&path).unwrap();
-    let mut widened = Widened(GgufFile::open(&path).unwrap());
-    let x = Tensor::from_vec((0..5 * 64).map(|i| (i as f32 * 0.7).sin()).collect(), (5, 64), &Device::Cpu)
-        .unwrap();
+    let blocks = GgufFile::open(&path).unwrap();
+    let widened = Widened::new(GgufFile::open(&path).unwrap());
+    let x: Vec<f32> = (0..5 * 64).map(|i| (i as f32 * 0.7).sin()).collect();
+    let pool = Pool::new(2).unwrap();
     for part in [Part::Query, Part::Output, Part::Gate, Part::Up, Part::Down] {
-        let product = |weights: &mut dyn Weights| {
-            let matrix = weights.matrix(Role::Layer(1, part), (64, 64)).unwrap();
-            let y = matrix.into_product().unwrap().apply(&x).unwrap();
-            y.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        let product = |weights: &dyn Weights| {
+            let raw = weights.matrix(Role::Layer(1, part), (64, 64)).unwrap();
+            let matrix = Linear::new(vec![PackedMatrix::pack(&raw, &pool).unwrap()], None).unwrap();
+            let mut y = vec![0.0; 5 * 64];
+            matrix.apply(Isa::detect(), &pool, &x, &mut y, &mut Scratch::default());
+            y
         };
-        let (a, b) = (product(&mut blocks), product(&mut widened));
+        let (a, b) = (product(&blocks), product(&widened));
         let largest = b.iter().fold(0f32, |m, x| m.max(x.abs()));
         let error = a.iter().zip(&b).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest;
         // An activation is off by at most 1/254 of the largest in its block.
@@ -166,16 +217,18 @@ fn products_over_quantised_blocks_agree_with_widened_ones() {
 fn sequences_in_one_step_do_not_see_each_other() {
     let cases = golden().folders;
     let case = &cases[0];
-    let model = load_folder(&case.name);
-    let mut caches = [3, 11, 20].map(|n| (n, KvCache::new(&model.shape, 128)));
-    let mut chunks: Vec<_> = caches
-        .iter_mut()
-        .map(|(n, cache)| Chunk { tokens: &case.tokens[..*n], cache, wants_logits: *n != 11 })
+    let mut model = load_folder(&case.name, KvType::F32);
+    let blocks: Vec<[u32; 1]> = (0..3).map(|i| [5 + i]).collect();
+    let sequences: Vec<_> = [(3, 1), (11, 0), (20, 1)]
+        .into_iter()
+        .zip(&blocks)
+        .map(|((n, n_logits), blocks)| StepSequence { tokens: &case.tokens[..n], start: 0, blocks, n_logits })
         .collect();
-    let logits = model.forward(&mut chunks).unwrap();
-    check("first", logits[0].as_ref().unwrap(), &case.logits[2]);
-    assert!(logits[1].is_none());
-    check("third", logits[2].as_ref().unwrap(), &case.logits[19]);
+    let logits: Vec<_> = model.forward(&sequences).unwrap().rows().map(|row| row.to_vec()).collect();
+    assert_eq!(logits.len(), 2);
+    check("first", &logits[0], &case.logits[2]);
+    check("third", &logits[1], &case.logits[19]);
+    assert_eq!(logits[1], logits_by_pieces(&mut model, &[&case.tokens])[0], "the same bits as alone");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The inference engine: loads a Llama-family model and generates text for several requests at once.
+//! The inference engine: loads a decoder and generates text for several requests at once.
 //!
 //! One [`Engine`] is one model. Loading is blocking; afterwards a thread of the engine's own holds the weights and
 //! advances all running sequences together, one step at a time. Callers [`Engine::submit`] a request with a sink
@@ -18,6 +18,7 @@ mod facts;
 mod files;
 #[cfg(test)]
 mod golden;
+mod kernels;
 mod load;
 mod model;
 mod request;
@@ -30,7 +31,7 @@ mod tests;
 mod text;
 mod weights;
 
-pub use config::{EmbeddedFile, EngineConfig, ModelSource};
+pub use config::{EmbeddedFile, EngineConfig, KvType, ModelSource, Quantization};
 pub use contained::panic_is_contained;
 pub use engine::{ChatRequest, Engine, SpecialTokens, Stats, WarmUpError};
 pub use error::{LoadError, LoadPhase, LoadProgress, TextError};

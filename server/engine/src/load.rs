@@ -1,18 +1,26 @@
 //! From files to a model: everything is read and checked in the order in which mistakes are cheapest to find.
 //! Config, headers and the memory limit come before any weight is converted.
 
+use std::{sync::Arc, thread};
+
 use crate::{
     EngineConfig, LoadError, LoadPhase, LoadProgress, Memory, ModelFacts, ModelSource, contained,
     files::{self, Files},
-    model::{self, HfConfig, Llama, Shape},
+    kernels::{KvStore, Pool},
+    model::{self, BLOCK_TOKENS, Decoder, HfConfig, Shape, Source},
     text::{self, Text},
-    weights::{Weights, gguf::GgufFile, safetensors::SafetensorsFiles},
+    weights::{
+        folder::{Conventions, FolderWeights},
+        gguf::GgufFile,
+    },
 };
 
 /// A model that is ready to run.
 pub(crate) struct Loaded {
     pub(crate) facts: ModelFacts,
-    pub(crate) model: Llama,
+    pub(crate) model: Decoder,
+    /// Blocks of its store of keys and values.
+    pub(crate) n_blocks: usize,
     pub(crate) text: Text,
 }
 
@@ -58,9 +66,16 @@ fn load_folder(
     let hf_config = HfConfig::parse(json)?;
     let mut shape = model::from_hf(&hf_config)?;
     let mut meter = Meter::new(progress);
-    let mut weights = SafetensorsFiles::open(files)?;
-    let memory = check_memory(&mut shape, &weights, config)?;
+    let mut weights = FolderWeights::open(files)?;
+    weights.follow(Conventions {
+        post_norms: shape.family.has_post_norms(),
+        norms_are_offsets: shape.family.norms_are_offsets(),
+    });
+    let file = weights.name().to_owned();
+    let mut source = Source { weights: &mut weights, quantization: config.quantization, file };
+    let room = check_memory(&mut shape, &source, config)?;
     let text = text::from_folder(files, hf_config.eos_token_id.as_ref())?;
+    let Source { file, .. } = source;
 
     meter.now.total_bytes = weights.size_bytes();
     meter.start(LoadPhase::Verify);
@@ -77,10 +92,11 @@ fn load_folder(
     };
     meter.start(LoadPhase::Weights);
     weights.on_progress(Box::new(|n| meter.add(n)));
-    let model = Llama::load(shape, &mut weights, "model.safetensors")?;
+    source = Source { weights: &mut weights, quantization: config.quantization, file };
+    let model = decoder(shape, &mut source, config, &room)?;
     drop(weights);
     meter.end();
-    Ok(finish(model, text, described, memory))
+    Ok(finish(model, text, described, room))
 }
 
 fn load_gguf(
@@ -90,8 +106,10 @@ fn load_gguf(
 ) -> Result<Loaded, LoadError> {
     let mut meter = Meter::new(progress);
     let mut file = GgufFile::open(path)?;
-    let mut shape = model::from_gguf(&mut file)?;
-    let memory = check_memory(&mut shape, &file, config)?;
+    let mut shape = model::from_gguf(&file)?;
+    let name = file.name.clone();
+    let mut source = Source { weights: &mut file, quantization: config.quantization, file: name.clone() };
+    let room = check_memory(&mut shape, &source, config)?;
     let text = text::from_gguf(&file.header, &file.name)?;
 
     let size_bytes = file.bytes.len() as u64;
@@ -101,15 +119,28 @@ fn load_gguf(
     let (parameters, quantization) = file.parameters();
     let described = Described { digest, parameters, quantization, size_bytes };
     meter.start(LoadPhase::Weights);
-    let name = file.name.clone();
     file.on_progress(Box::new(|n| meter.add(n)));
-    let model = Llama::load(shape, &mut file, &name)?;
+    source = Source { weights: &mut file, quantization: config.quantization, file: name };
+    let model = decoder(shape, &mut source, config, &room)?;
     drop(file);
     meter.end();
-    Ok(finish(model, text, described, memory))
+    Ok(finish(model, text, described, room))
 }
 
-fn finish(model: Llama, text: Text, described: Described, memory: Memory) -> Loaded {
+fn decoder(
+    shape: Shape,
+    source: &mut Source<'_>,
+    config: &EngineConfig,
+    room: &Room,
+) -> Result<Decoder, LoadError> {
+    let threads = config.threads.or_else(|| thread::available_parallelism().ok().map(usize::from));
+    let pool = Arc::new(Pool::new(threads.unwrap_or(1)).map_err(LoadError::Thread)?);
+    let kv = KvStore::new(config.kv_type, shape.layers, shape.kv_heads, shape.head_dim, room.n_blocks)
+        .map_err(|what| LoadError::InvalidConfig { field: "kv_cache_tokens", what })?;
+    Decoder::load(shape, source, pool, kv)
+}
+
+fn finish(model: Decoder, text: Text, described: Described, room: Room) -> Loaded {
     let shape = &model.shape;
     let facts = ModelFacts {
         digest: described.digest,
@@ -120,9 +151,9 @@ fn finish(model: Llama, text: Text, described: Described, memory: Memory) -> Loa
         context_length: shape.max_context,
         vocabulary_size: shape.vocabulary as u32,
         has_chat_template: text.template.is_some(),
-        memory,
+        memory: room.memory,
     };
-    Loaded { facts, model, text }
+    Loaded { facts, model, n_blocks: room.n_blocks, text }
 }
 
 fn check_config(config: &EngineConfig) -> Result<(), LoadError> {
@@ -138,23 +169,24 @@ fn check_config(config: &EngineConfig) -> Result<(), LoadError> {
         );
         return refuse("step_tokens", what);
     }
-    let (threads, pool) = (config.threads, candle_core::utils::get_num_threads());
-    if let Some(threads) = threads.filter(|threads| *threads != pool) {
-        let what = format!(
-            "{threads} threads were asked for, but the process computes with {pool}; start it with \
-             RAYON_NUM_THREADS={threads} and CANDLE_NUM_THREADS={threads} in its environment"
-        );
-        return refuse("threads", what);
+    if config.threads.is_some_and(|threads| !(1..=1024).contains(&threads)) {
+        return refuse("threads", format!("{:?} is outside 1..=1024", config.threads));
+    }
+    if config.kv_cache_tokens == Some(0) {
+        return refuse("kv_cache_tokens", "0 tokens hold no context".to_owned());
     }
     Ok(())
 }
 
+/// What the limits leave.
+struct Room {
+    memory: Memory,
+    /// Blocks for keys and values.
+    n_blocks: usize,
+}
+
 /// Applies the configured context length, then compares the estimate with the limit.
-fn check_memory(
-    shape: &mut Shape,
-    weights: &dyn Weights,
-    config: &EngineConfig,
-) -> Result<Memory, LoadError> {
+fn check_memory(shape: &mut Shape, source: &Source<'_>, config: &EngineConfig) -> Result<Room, LoadError> {
     if let Some(context) = config.context_length {
         if context < 2 || context > shape.max_context {
             let what = format!("{context} is outside 2..={}, what the model was made for", shape.max_context);
@@ -162,18 +194,44 @@ fn check_memory(
         }
         shape.max_context = context;
     }
-    let weights_bytes = Llama::weights_bytes(shape, weights)?;
-    let memory = shape.memory(weights_bytes, shape.max_context, config.max_sequences, config.step_tokens);
+    let weights_bytes = Decoder::weights_bytes(shape, source)?;
+    let activations_bytes = shape.activations_bytes(config.step_tokens, config.max_sequences);
+    let block_bytes = KvStore::bytes_per_block(config.kv_type, shape.layers, shape.kv_heads, shape.head_dim);
+    let per_sequence = (shape.max_context as usize).div_ceil(BLOCK_TOKENS);
+    let every_sequence = per_sequence.saturating_mul(config.max_sequences);
+    let wanted = match config.kv_cache_tokens.map(|tokens| tokens.div_ceil(BLOCK_TOKENS)) {
+        Some(n) if n < per_sequence => {
+            let what = format!(
+                "{} tokens are fewer than one sequence's context of {}; raise it, or lower `context_length`",
+                n * BLOCK_TOKENS,
+                shape.max_context
+            );
+            return Err(LoadError::InvalidConfig { field: "kv_cache_tokens", what });
+        }
+        Some(n) => n.min(every_sequence),
+        None => every_sequence,
+    };
+    let memory = |n_blocks: usize| Memory {
+        weights_bytes,
+        kv_bytes: block_bytes.saturating_mul(n_blocks as u64),
+        activations_bytes,
+    };
+    let fitting = config.memory_limit_bytes.map_or(wanted, |limit| {
+        let left = limit.saturating_sub(memory(0).total_bytes()) / block_bytes.max(1);
+        usize::try_from(left).unwrap_or(usize::MAX).min(wanted)
+    });
+    // What was asked for in so many words is not cut down silently.
+    let n_blocks = if config.kv_cache_tokens.is_some() { wanted } else { fitting.max(per_sequence) };
+    let memory = memory(n_blocks);
     match config.memory_limit_bytes {
         Some(limit_bytes) if memory.total_bytes() > limit_bytes => Err(LoadError::OutOfMemory {
             needed_bytes: memory.total_bytes(),
             limit_bytes,
             weights_bytes,
             kv_bytes: memory.kv_bytes,
-            max_sequences: config.max_sequences,
-            context_length: shape.max_context,
+            kv_tokens: n_blocks * BLOCK_TOKENS,
         }),
-        _ => Ok(memory),
+        _ => Ok(Room { memory, n_blocks }),
     }
 }
 

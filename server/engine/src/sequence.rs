@@ -9,7 +9,6 @@ use crate::{
     CancelToken, Event, FinishReason, Finished, Sink, Timings, Token, TokenLogprob, TopLogprob, Usage,
     admission::Pending,
     contained,
-    model::KvCache,
     sampler::{self, Sampler},
     text::{Grown, Output, Text},
 };
@@ -19,7 +18,10 @@ pub(crate) struct Sequence {
     /// Prompt and output.
     pub(crate) tokens: Vec<u32>,
     n_prompt: usize,
-    pub(crate) cache: KvCache,
+    /// Where the keys and values of its tokens lie.
+    pub(crate) blocks: Vec<u32>,
+    /// Tokens whose keys and values are there.
+    pub(crate) n_cached: usize,
     /// Output tokens at most, from the request and the context.
     max_output: usize,
     ignore_eos: bool,
@@ -39,7 +41,7 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    pub(crate) fn new(pending: Pending, cache: KvCache, context_length: usize) -> Self {
+    pub(crate) fn new(pending: Pending, blocks: Vec<u32>, context_length: usize) -> Self {
         let Pending { request, sink, cancel, submitted } = pending;
         let n_prompt = request.prompt_tokens.len();
         let room = context_length.saturating_sub(n_prompt);
@@ -49,7 +51,8 @@ impl Sequence {
             output: Output::new(&request.prompt_tokens, request.stop),
             tokens: request.prompt_tokens,
             n_prompt,
-            cache,
+            blocks,
+            n_cached: 0,
             max_output,
             ignore_eos: request.ignore_eos,
             logprobs: request.logprobs,
@@ -74,11 +77,11 @@ impl Sequence {
 
     /// Tokens whose keys and values are still to be computed.
     pub(crate) fn n_pending(&self) -> usize {
-        self.tokens.len() - self.cache.len()
+        self.tokens.len() - self.n_cached
     }
 
     pub(crate) fn is_prefilling(&self) -> bool {
-        self.cache.len() < self.n_prompt
+        self.n_cached < self.n_prompt
     }
 
     /// Ends the sequence if its client left or its time is up.
@@ -91,9 +94,9 @@ impl Sequence {
     }
 
     /// Chooses a token from the logits after the last one, and sends what became of it.
-    pub(crate) fn advance(&mut self, mut logits: Vec<f32>, text: &Text) {
-        let plain = self.logprobs.map(|_| logits.clone());
-        let id = match self.sampler.sample(&mut logits) {
+    pub(crate) fn advance(&mut self, logits: &mut [f32], text: &Text) {
+        let plain = self.logprobs.map(|_| logits.to_vec());
+        let id = match self.sampler.sample(logits) {
             Ok(id) => id,
             Err(bad) => return self.finish(FinishReason::Error(bad.to_string()), text),
         };

@@ -10,32 +10,36 @@ use crate::{
     FinishReason,
     admission::{Admission, Counters, Pending, Phase},
     contained,
-    model::{Chunk, KvCache, Llama},
+    model::{BLOCK_TOKENS, Decoder, StepSequence},
     sequence::{self, Sequence},
     text::Text,
 };
 
 /// Owns the model and advances its sequences.
 pub(crate) struct Worker {
-    model: Llama,
+    model: Decoder,
     text: Arc<Text>,
     admission: Arc<Admission>,
     limits: Limits,
+    /// Blocks of keys and values that no sequence has.
+    free: Vec<u32>,
 }
 
 #[derive(Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) context_length: usize,
     pub(crate) step_tokens: usize,
+    pub(crate) n_blocks: usize,
 }
 
 impl Worker {
-    pub(crate) fn new(model: Llama, text: Arc<Text>, admission: Arc<Admission>, limits: Limits) -> Self {
-        Self { model, text, admission, limits }
+    pub(crate) fn new(model: Decoder, text: Arc<Text>, admission: Arc<Admission>, limits: Limits) -> Self {
+        let free = (0..limits.n_blocks as u32).rev().collect();
+        Self { model, text, admission, limits, free }
     }
 
     /// Until the engine is shut down.
-    pub(crate) fn run(self) {
+    pub(crate) fn run(mut self) {
         let mut running: Vec<Sequence> = Vec::new();
         while !running.is_empty() || self.admission.wait_for_work() {
             let phase = self.admit(&mut running);
@@ -51,12 +55,12 @@ impl Worker {
                 self.guarded_step(&mut running);
             }
             self.leave(&mut running);
-            let held: usize = running.iter().map(|sequence| sequence.cache.len()).sum();
+            let held: usize = running.iter().map(|sequence| sequence.n_cached).sum();
             self.admission.counters.kv_tokens.store(held as u64, Ordering::Relaxed);
         }
     }
 
-    fn admit(&self, running: &mut Vec<Sequence>) -> Phase {
+    fn admit(&mut self, running: &mut Vec<Sequence>) -> Phase {
         let now = Instant::now();
         let ended = |pending: &Pending, phase: Phase| {
             if phase == Phase::Stopping || pending.cancel.is_cancelled() {
@@ -74,17 +78,20 @@ impl Worker {
         }
         for pending in taken.started {
             Counters::add(&self.admission.counters.prompt_tokens, pending.request.prompt_tokens.len());
-            let cache = KvCache::new(&self.model.shape, self.limits.context_length);
-            running.push(Sequence::new(pending, cache, self.limits.context_length));
+            // Admission has as many slots as there are blocks for at full context.
+            let n = self.limits.context_length.div_ceil(BLOCK_TOKENS);
+            let blocks = self.free.split_off(self.free.len() - n);
+            running.push(Sequence::new(pending, blocks, self.limits.context_length));
         }
         taken.phase
     }
 
-    /// Frees the slots (and caches) of sequences that are over.
-    fn leave(&self, running: &mut Vec<Sequence>) {
+    /// Frees the slots and blocks of sequences that are over.
+    fn leave(&mut self, running: &mut Vec<Sequence>) {
         running.retain(|sequence| {
             if sequence.is_over() {
                 self.admission.served(sequence.service());
+                self.free.extend(&sequence.blocks);
             }
             !sequence.is_over()
         });
@@ -92,15 +99,12 @@ impl Worker {
 
     /// A step whose failure, even by a panic in a library, ends the sequences that took part and nothing else: the
     /// weights are never written to.
-    fn guarded_step(&self, running: &mut [Sequence]) {
+    fn guarded_step(&mut self, running: &mut [Sequence]) {
         let outcome = contained::run(|| self.step(running));
         let message = match outcome {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => {
-                self.check_pools();
-                "a step panicked".to_owned()
-            }
+            Ok(Err(error)) => error,
+            Err(_) => "a step panicked".to_owned(),
         };
         tracing::error!(message, "step failed");
         for sequence in running {
@@ -108,23 +112,12 @@ impl Worker {
         }
     }
 
-    /// A panic poisons the lock of candle's pool, and then every product that needs it panics as well. Whether that
-    /// came to pass shows in one more token, which nothing contains: better a restart than an engine that fails each
-    /// request.
-    fn check_pools(&self) {
-        let mut cache = KvCache::new(&self.model.shape, self.limits.context_length);
-        let mut chunks = [Chunk { tokens: &[0], cache: &mut cache, wants_logits: true }];
-        if let Err(error) = self.model.forward(&mut chunks) {
-            tracing::error!(%error, "the step after a panic failed as well");
-        }
-    }
-
-    fn step(&self, running: &mut [Sequence]) -> candle_core::Result<()> {
+    fn step(&mut self, running: &mut [Sequence]) -> Result<(), String> {
         let decoding = running.iter().filter(|sequence| !sequence.is_prefilling()).count();
         let mut budget = self.limits.step_tokens.saturating_sub(decoding);
         let mut taking_part = Vec::new();
-        let mut chunks = Vec::new();
-        for (i, sequence) in running.iter_mut().enumerate() {
+        let mut rows = Vec::new();
+        for (i, sequence) in running.iter().enumerate() {
             let n = match sequence.is_prefilling() {
                 false => 1,
                 true => sequence.n_pending().min(budget),
@@ -135,16 +128,18 @@ impl Worker {
             if sequence.is_prefilling() {
                 budget -= n;
             }
-            let done = sequence.cache.len();
-            let wants_logits = n == sequence.n_pending();
-            let Sequence { tokens, cache, .. } = sequence;
-            taking_part.push(i);
-            chunks.push(Chunk { tokens: &tokens[done..done + n], cache, wants_logits });
+            let start = sequence.n_cached;
+            let n_logits = usize::from(n == sequence.n_pending());
+            let Sequence { tokens, blocks, .. } = sequence;
+            taking_part.push((i, n, n_logits == 1));
+            rows.push(StepSequence { tokens: &tokens[start..start + n], start, blocks, n_logits });
         }
-        let logits = self.model.forward(&mut chunks)?;
-        drop(chunks);
-        for (i, logits) in taking_part.into_iter().zip(logits) {
-            if let Some(logits) = logits {
+        let logits = self.model.forward(&rows)?;
+        drop(rows);
+        let mut logits = logits.rows();
+        for (i, n, wants_logits) in taking_part {
+            running[i].n_cached += n;
+            if wants_logits && let Some(logits) = logits.next() {
                 // Counted first: whoever hears of a token finds it in the figures.
                 Counters::add(&self.admission.counters.completion_tokens, 1);
                 running[i].advance(logits, &self.text);

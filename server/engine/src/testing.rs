@@ -100,6 +100,35 @@ impl TinyModel {
         safetensors::serialize(views, None).map_err(io::Error::other)
     }
 
+    /// The bytes of `pytorch_model.bin`, in f32, as `torch.save` lays them out.
+    pub fn pytorch(&self) -> Vec<u8> {
+        let text = |text: &str| [&b"X"[..], &(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
+        let int = |n: usize| [&b"J"[..], &(n as i32).to_le_bytes()].concat();
+        let tuple = |sizes: &[usize]| {
+            let items: Vec<u8> = sizes.iter().flat_map(|n| int(*n)).collect();
+            [b"(", &items[..], b"t"].concat()
+        };
+        let mut pickle = b"\x80\x02ccollections\nOrderedDict\n)R(".to_vec();
+        let mut files = Vec::new();
+        for (key, (name, shape, values)) in self.weights().into_iter().enumerate() {
+            let n: usize = shape.iter().product();
+            let strides: Vec<usize> = (0..shape.len()).map(|i| shape[i + 1..].iter().product()).collect();
+            pickle.extend(text(&name));
+            pickle.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
+            pickle.extend(
+                [text("storage"), b"ctorch\nFloatStorage\n".to_vec(), text(&key.to_string())].concat(),
+            );
+            pickle.extend(
+                [text("cpu"), int(n), b"tQ".to_vec(), int(0), tuple(&shape), tuple(&strides)].concat(),
+            );
+            pickle.extend(b"\x89ccollections\nOrderedDict\n)RtR");
+            files.push((format!("model/data/{key}"), values.iter().flat_map(|x| x.to_le_bytes()).collect()));
+        }
+        pickle.extend(b"u.");
+        files.insert(0, ("model/data.pkl".to_owned(), pickle));
+        stored_zip(&files)
+    }
+
     /// Writes the same model, in f32, as a GGUF file.
     pub fn write_gguf(&self, path: &Path) -> io::Result<()> {
         self.gguf(path).map_err(io::Error::other)
@@ -184,6 +213,22 @@ impl TinyModel {
         all.extend(norms.map(|name| (name, vec![hidden], vec![one; hidden])));
         all
     }
+}
+
+/// A zip archive of files as they are. Checksums are left out: who maps the file does not read them.
+fn stored_zip(files: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let (mut archive, mut directory) = (Vec::new(), Vec::new());
+    for (name, bytes) in files {
+        let size = (bytes.len() as u32).to_le_bytes();
+        let common = [&[0; 12][..], &size, &size, &(name.len() as u16).to_le_bytes(), &[0; 2]].concat();
+        directory.extend([&b"PK\x01\x02\x00\x00\x14\x00"[..], &common, &[0; 10]].concat());
+        directory.extend((archive.len() as u32).to_le_bytes());
+        directory.extend(name.as_bytes());
+        archive.extend([&b"PK\x03\x04\x14\x00"[..], &common, name.as_bytes(), bytes].concat());
+    }
+    let count = (files.len() as u16).to_le_bytes();
+    let sizes = [(directory.len() as u32).to_le_bytes(), (archive.len() as u32).to_le_bytes()].concat();
+    [&archive[..], &directory, b"PK\x05\x06\0\0\0\0", &count, &count, &sizes, &[0; 2]].concat()
 }
 
 /// A tokenizer in which each byte is a token.

@@ -34,10 +34,21 @@ pub(super) struct RemoteFile {
 
 /// What a folder must or may hold beside weights.
 pub(super) const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
-pub(super) const OPTIONAL: [&str; 4] =
-    ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
-pub(super) const INDEX: &str = "model.safetensors.index.json";
-pub(super) const SINGLE: &str = "model.safetensors";
+pub(super) const OPTIONAL: [&str; 7] = [
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    // Of embedding models: which vectors are pooled, how, and what is done with them.
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+];
+/// One file of weights, or the index that names several; the first that is there is taken.
+pub(super) const WEIGHTS: [(&str, &str); 2] = [
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+];
 /// Largest JSON document that is read into memory.
 pub(super) const MAX_DOCUMENT_BYTES: usize = 32 << 20;
 const SUMS: &str = "SHA256SUMS";
@@ -60,15 +71,7 @@ pub(super) async fn one_file(client: &Client, url: &Url) -> Result<Plan, FetchEr
 
 pub(super) async fn folder(client: &Client, base: &Url) -> Result<Plan, FetchError> {
     let sums = sums(client, base).await?;
-    let index_url = beside(base, INDEX)?;
-    let weights = match optional_document(client, &index_url, MAX_DOCUMENT_BYTES).await? {
-        Some(index) => {
-            let mut names = shards(&index)?;
-            names.insert(INDEX.to_owned());
-            names
-        }
-        None => BTreeSet::from([SINGLE.to_owned()]),
-    };
+    let weights = weights(client, &sums, base).await?;
     let required = REQUIRED.into_iter().map(str::to_owned).chain(weights);
     let mut files = Vec::new();
     for name in required {
@@ -84,6 +87,26 @@ pub(super) async fn folder(client: &Client, base: &Url) -> Result<Plan, FetchErr
         files.extend(file.map(|file| RemoteFile { optional: true, ..file }));
     }
     Ok(Plan { files, resolved_revision: None })
+}
+
+/// Names of the weight files. Without any, those of the first layout: their absence is then reported.
+async fn weights(
+    client: &Client,
+    sums: &BTreeMap<String, String>,
+    base: &Url,
+) -> Result<BTreeSet<String>, FetchError> {
+    for (single, index) in WEIGHTS {
+        let document = optional_document(client, &beside(base, index)?, MAX_DOCUMENT_BYTES).await?;
+        if let Some(document) = document {
+            let mut names = shards(&document, index)?;
+            names.insert(index.to_owned());
+            return Ok(names);
+        }
+        if describe(client, sums, single.to_owned(), beside(base, single)?).await?.is_some() {
+            return Ok(BTreeSet::from([single.to_owned()]));
+        }
+    }
+    Ok(BTreeSet::from([WEIGHTS[0].0.to_owned()]))
 }
 
 /// `None` = it does not exist.
@@ -156,9 +179,10 @@ pub(super) fn as_sha256(text: &str) -> Option<String> {
     is_digest.then(|| text.to_ascii_lowercase())
 }
 
-/// The files that a safetensors index names.
-pub(super) fn shards(index: &[u8]) -> Result<BTreeSet<String>, FetchError> {
-    let invalid = |what: &str| FetchError::Unsupported(format!("`{INDEX}`: {what}"));
+/// The files that the index called `name` names.
+pub(super) fn shards(index: &[u8], name: &str) -> Result<BTreeSet<String>, FetchError> {
+    let invalid = |what: &str| FetchError::Unsupported(format!("`{name}`: {what}"));
+    let extension = if name == WEIGHTS[0].1 { ".safetensors" } else { ".bin" };
     // Only what is wanted of it: as JSON values, its bytes would take up to ninety times their room.
     #[derive(serde::Deserialize)]
     struct Index {
@@ -168,8 +192,8 @@ pub(super) fn shards(index: &[u8]) -> Result<BTreeSet<String>, FetchError> {
     let mut names = BTreeSet::new();
     for name in index.weight_map.into_values() {
         // The server reads shards beside the index, nowhere else.
-        if relative(&name).is_none() || name.contains('/') || !name.ends_with(".safetensors") {
-            return Err(invalid("names what is no safetensors file of this folder"));
+        if relative(&name).is_none() || name.contains('/') || !name.ends_with(extension) {
+            return Err(invalid(&format!("names what is no file `*{extension}` of this folder")));
         }
         names.insert(name);
         if names.len() > 4096 {
@@ -199,13 +223,17 @@ mod tests {
 
     #[test]
     fn an_index_cannot_lead_out_of_the_folder() {
-        let index = |name: &str| shards(format!(r#"{{"weight_map": {{"a": {name}}}}}"#).as_bytes());
+        let of = |index: &str, name: &str| {
+            shards(format!(r#"{{"weight_map": {{"a": {name}}}}}"#).as_bytes(), index)
+        };
+        let index = |name: &str| of(WEIGHTS[0].1, name);
+        assert!(of(WEIGHTS[1].1, "\"m.bin\"").is_ok() && of(WEIGHTS[1].1, "\"m.safetensors\"").is_err());
         assert_eq!(index("\"m-1.safetensors\"").unwrap(), BTreeSet::from(["m-1.safetensors".to_owned()]));
         for bad in ["\"../m.safetensors\"", "\"/m.safetensors\"", "\"sub/m.safetensors\"", "\"m.bin\"", "7"] {
             assert!(index(bad).is_err(), "{bad}");
         }
-        assert!(shards(b"{}").is_err());
-        assert!(shards(b"{\"weight_map\": {}}").is_err());
+        assert!(shards(b"{}", WEIGHTS[0].1).is_err());
+        assert!(shards(b"{\"weight_map\": {}}", WEIGHTS[0].1).is_err());
     }
 
     #[test]

@@ -11,9 +11,7 @@ use url::Url;
 use super::{
     FetchError,
     client::{Client, hub_url},
-    files::{
-        INDEX, MAX_DOCUMENT_BYTES, OPTIONAL, Plan, REQUIRED, RemoteFile, SINGLE, as_sha256, length, shards,
-    },
+    files::{MAX_DOCUMENT_BYTES, OPTIONAL, Plan, REQUIRED, RemoteFile, WEIGHTS, as_sha256, length, shards},
     source::relative,
 };
 
@@ -101,17 +99,19 @@ async fn wanted_folder(
     repo: &str,
 ) -> Result<Vec<String>, FetchError> {
     let mut wanted: BTreeSet<String> = REQUIRED.map(str::to_owned).into();
-    if names.contains(INDEX) {
-        let gone = || FetchError::Failed(format!("`{repo}` lists `{INDEX}` but does not have it"));
-        let index = client.document(&place(INDEX), MAX_DOCUMENT_BYTES).await?.ok_or_else(gone)?;
-        wanted.extend(shards(&index)?);
-        wanted.insert(INDEX.to_owned());
+    let there = WEIGHTS.into_iter().find(|(single, index)| names.contains(single) || names.contains(index));
+    let (single, index) = there.unwrap_or(WEIGHTS[0]);
+    if names.contains(index) {
+        let gone = || FetchError::Failed(format!("`{repo}` lists `{index}` but does not have it"));
+        let document = client.document(&place(index), MAX_DOCUMENT_BYTES).await?.ok_or_else(gone)?;
+        wanted.extend(shards(&document, index)?);
+        wanted.insert(index.to_owned());
     } else {
-        wanted.insert(SINGLE.to_owned());
+        wanted.insert(single.to_owned());
     }
     if let Some(missing) = wanted.iter().find(|name| !names.contains(name.as_str())) {
         let message = format!(
-            "`{repo}` has no `{missing}`: only repositories with safetensors weights and a tokenizer.json (or GGUF) can be served"
+            "`{repo}` has no `{missing}`: only repositories with weights in safetensors or `pytorch_model.bin` and a tokenizer.json, or with a GGUF file, can be served"
         );
         return Err(FetchError::NotFound(message));
     }

@@ -279,7 +279,7 @@ async fn fetch_files(
 }
 
 fn is_weights(name: &str) -> bool {
-    name.ends_with(".safetensors") || is_gguf(name)
+    name.ends_with(".safetensors") || name.ends_with(".bin") || is_gguf(name)
 }
 
 fn is_gguf(name: &str) -> bool {

@@ -1,51 +1,50 @@
 //! The shape of a model from GGUF metadata.
 
 use super::{
-    Biases, Shape,
+    Biases, Family, Local, Shape,
     rope::{Rope, Scaling},
 };
 use crate::{
     LoadError,
+    kernels::Activation,
     weights::{Part, Role, Weights, gguf::GgufFile},
 };
 
 /// Checks the metadata and turns them into a shape. Divisors of frequencies (`rope_freqs`) are read here too.
-pub(crate) fn from_gguf(file: &mut GgufFile<'_>) -> Result<Shape, LoadError> {
-    let name = file.name.clone();
-    let corrupt = |e: String| LoadError::corrupt(&name, e);
-    let missing = |key: &str| LoadError::corrupt(&name, format!("metadata `{key}` is missing"));
+pub(crate) fn from_gguf(file: &GgufFile<'_>) -> Result<Shape, LoadError> {
+    let name = file.name.as_str();
+    let corrupt = |e: String| LoadError::corrupt(name, e);
+    let missing = |key: &str| LoadError::corrupt(name, format!("metadata `{key}` is missing"));
+    let unsupported =
+        |what: String, hint: String| LoadError::unsupported(name, what, hint + "; use the engine `Custom`");
     let architecture = file.header.str("general.architecture").map_err(corrupt)?;
-    let architecture = architecture.ok_or_else(|| missing("general.architecture"))?.to_owned();
-    if architecture != "llama" {
-        return Err(LoadError::unsupported(
-            &name,
-            format!("the architecture `{architecture}`"),
-            "this build serves GGUF files of the architecture `llama`; use the engine `Custom` for others",
-        ));
-    }
+    let architecture = architecture.ok_or_else(|| missing("general.architecture"))?;
+    let Some(family) = Family::from_gguf(architecture) else {
+        let hint = format!("this build serves GGUF files of {}", Family::ggufs());
+        return Err(unsupported(format!("the architecture `{architecture}`"), hint));
+    };
     let header = &file.header;
-    let get = |key: &str| header.u32(&format!("llama.{key}")).map_err(corrupt);
-    let need = |key: &str| get(key)?.ok_or_else(|| missing(&format!("llama.{key}")));
+    let key = |key: &str| format!("{architecture}.{key}");
+    let get = |name: &str| header.u32(&key(name)).map_err(corrupt);
+    let float = |name: &str| header.f64(&key(name)).map_err(corrupt);
+    let need = |name: &str| get(name)?.ok_or_else(|| missing(&key(name)));
     if let Some(experts) = get("expert_count")?.filter(|n| *n > 0) {
-        return Err(LoadError::unsupported(
-            &name,
-            format!("a mixture of {experts} experts"),
-            "use a dense Llama-family model, or the engine `Custom`",
-        ));
+        let hint = "this build serves dense models".to_owned();
+        return Err(unsupported(format!("a mixture of {experts} experts"), hint));
     }
     let hidden = need("embedding_length")?;
     let heads = need("attention.head_count")?;
-    let head_dim = match get("attention.key_length")?.or(get("rope.dimension_count")?) {
+    let rotated = get("rope.dimension_count")?;
+    let head_dim = match get("attention.key_length")? {
         Some(n) => n,
-        None if heads != 0 => hidden / heads,
-        None => 0,
+        // llama.cpp's own default: the whole head is rotated unless both are said.
+        None if heads != 0 && hidden.is_multiple_of(heads) => hidden / heads,
+        None => rotated.unwrap_or(0),
     };
-    if let Some(rotated) = get("rope.dimension_count")?.filter(|n| *n != head_dim) {
-        return Err(LoadError::unsupported(
-            &name,
-            format!("rotating {rotated} of {head_dim} dimensions"),
-            "Llama-family models rotate whole heads",
-        ));
+    let rotated = rotated.unwrap_or(head_dim);
+    if rotated == 0 || rotated > head_dim || rotated % 2 == 1 {
+        let what = format!("`{}` is {rotated} for heads of {head_dim}", key("rope.dimension_count"));
+        return Err(LoadError::corrupt(name, what));
     }
     let vocabulary = match get("vocab_size")? {
         Some(n) => n as usize,
@@ -54,58 +53,96 @@ pub(crate) fn from_gguf(file: &mut GgufFile<'_>) -> Result<Shape, LoadError> {
             tokens.ok_or_else(|| missing("tokenizer.ggml.tokens"))?.len()
         }
     };
-    let theta = header.f64("llama.rope.freq_base").map_err(corrupt)?.unwrap_or(10_000.0) as f32;
-    if !(theta.is_finite() && theta > 0.0) {
-        return Err(LoadError::corrupt(&name, format!("metadata `llama.rope.freq_base` is {theta}")));
-    }
-    let factor = header.f64("llama.rope.scaling.factor").map_err(corrupt)?;
-    let factor = factor.or(header.f64("llama.rope.scale_linear").map_err(corrupt)?);
-    let scaling = match header.str("llama.rope.scaling.type").map_err(corrupt)? {
+    let base = |name: &str, default: f64| -> Result<f32, LoadError> {
+        let theta = float(name)?.unwrap_or(default) as f32;
+        match theta.is_finite() && theta > 0.0 {
+            true => Ok(theta),
+            false => Err(corrupt(format!("metadata `{}` is {theta}", key(name)))),
+        }
+    };
+    let factor = float("rope.scaling.factor")?.or(float("rope.scale_linear")?);
+    let scaling = match header.str(&key("rope.scaling.type")).map_err(corrupt)? {
         Some("none") => Scaling::None,
         None | Some("linear") => {
             factor.map_or(Scaling::None, |factor| Scaling::Linear { factor: factor as f32 })
         }
         Some(other) => {
-            return Err(LoadError::unsupported(
-                &name,
-                format!("the RoPE scaling `{other}`"),
-                "this build computes `linear` and the frequency factors of Llama 3; use the engine `Custom`",
-            ));
+            let hint = "this build computes `linear` and the frequency factors of Llama 3".to_owned();
+            return Err(unsupported(format!("the RoPE scaling `{other}`"), hint));
         }
     };
     scaling.check().map_err(corrupt)?;
-    let rms_eps = header.f64("llama.attention.layer_norm_rms_epsilon").map_err(corrupt)?;
+    if file.names_tensor("rope_factors_long.weight") {
+        let hint = "this build computes models with one set of frequencies".to_owned();
+        return Err(unsupported("the RoPE scaling `longrope`".to_owned(), hint));
+    }
+    let rms_eps = float("attention.layer_norm_rms_epsilon")?;
+    let window = get("attention.sliding_window")?.filter(|n| *n > 0).map(|n| n as usize);
     let bias = |part| file.contains(Role::Layer(0, part));
+    // A hostile size must not allocate: `check` below bounds it, 4096 is its bound.
+    let rope_of = |theta, scaling| {
+        Rope::new((rotated as usize).min(1 << 12), theta, scaling, family.gguf_is_interleaved())
+    };
+    let theta = base("rope.freq_base", 10_000.0)?;
+    let local_rope = match family {
+        Family::Gemma3 => Some(rope_of(base("rope.freq_base_swa", 10_000.0)?, Scaling::None)),
+        _ => None,
+    };
+    // llama.cpp knows Gemma's largest models by their layers: they alone scale by hidden size and heads.
+    let layers = need("block_count")? as usize;
+    let is_27b = matches!((family, layers), (Family::Gemma2, 46) | (Family::Gemma3, 62)) && heads != 0;
+    let scale_of = if is_27b { hidden / heads } else { head_dim };
     let shape = Shape {
+        family,
+        architecture: architecture.to_owned(),
         vocabulary,
         hidden: hidden as usize,
         feed_forward: need("feed_forward_length")? as usize,
-        layers: need("block_count")? as usize,
+        layers,
         heads: heads as usize,
         kv_heads: get("attention.head_count_kv")?.unwrap_or(heads) as usize,
         head_dim: head_dim as usize,
-        rms_eps: rms_eps.ok_or_else(|| missing("llama.attention.layer_norm_rms_epsilon"))?,
+        rms_eps: rms_eps.ok_or_else(|| missing(&key("attention.layer_norm_rms_epsilon")))?,
         max_context: need("context_length")?,
-        sliding_window: get("attention.sliding_window")?.filter(|n| *n > 0).map(|n| n as usize),
+        sliding_window: match family {
+            Family::Gemma2 => Some(window.unwrap_or(4096)),
+            // As llama.cpp has it: converters write windows that the models were not trained with.
+            Family::Phi3 | Family::Qwen2 | Family::Qwen3 => None,
+            _ => window,
+        },
+        local: family.default_pattern().map_or(Local::All, Local::Pattern),
         tied_head: !file.contains(Role::Head),
         biases: Biases {
             qkv: bias(Part::QueryBias),
             output: bias(Part::OutputBias),
             feed_forward: bias(Part::GateBias),
         },
-        rope: Rope::new((head_dim as usize).min(1 << 12), theta, scaling, true),
-        architecture,
+        rope: rope_of(theta, scaling),
+        local_rope,
+        activation: if family.is_gemma() { Activation::GeluTanh } else { Activation::Silu },
+        attention_scale: 1.0 / f64::from(scale_of).sqrt() as f32,
+        attention_softcap: match family {
+            Family::Gemma2 => Some(float("attn_logit_softcapping")?.unwrap_or(50.0) as f32),
+            _ => None,
+        },
+        logit_softcap: match family {
+            Family::Gemma2 => Some(float("final_logit_softcapping")?.unwrap_or(30.0) as f32),
+            Family::Gemma3 => {
+                float("final_logit_softcapping")?.filter(|cap| *cap > 0.0).map(|cap| cap as f32)
+            }
+            _ => None,
+        },
+        embedding_scale: family.is_gemma().then(|| f64::from(hidden).sqrt() as f32),
     };
     shape.check().map_err(corrupt)?;
     with_rope_factors(file, shape)
 }
 
-fn with_rope_factors(file: &mut GgufFile<'_>, mut shape: Shape) -> Result<Shape, LoadError> {
+fn with_rope_factors(file: &GgufFile<'_>, mut shape: Shape) -> Result<Shape, LoadError> {
     if !file.contains(Role::RopeFactors) {
         return Ok(shape);
     }
-    let factors = file.vector(Role::RopeFactors, shape.head_dim / 2)?.to_vec1::<f32>();
-    let factors = factors.map_err(|e| LoadError::corrupt(&file.name, e.to_string()))?;
+    let factors = file.vector(Role::RopeFactors, shape.rope.inverse_frequencies.len())?;
     for (frequency, factor) in shape.rope.inverse_frequencies.iter_mut().zip(factors) {
         if !(factor.is_finite() && factor > 0.0) {
             return Err(LoadError::corrupt(&file.name, format!("tensor `rope_freqs.weight` holds {factor}")));

@@ -1,14 +1,17 @@
-//! The Llama graph: shape, positions, cache and forward pass.
+//! Decoders: shape, positions and forward pass.
 
+mod decoder;
+mod family;
 mod gguf_config;
 mod hf_config;
-pub(crate) mod kv_cache;
-mod llama;
+mod layer;
+mod load;
 mod rope;
 mod shape;
 
+pub(crate) use decoder::{BLOCK_TOKENS, Decoder, StepSequence};
+pub(crate) use family::Family;
 pub(crate) use gguf_config::from_gguf;
 pub(crate) use hf_config::{CONFIG, HfConfig, from_hf};
-pub(crate) use kv_cache::KvCache;
-pub(crate) use llama::{Chunk, Llama};
-pub(crate) use shape::{Biases, Shape};
+pub(crate) use load::Source;
+pub(crate) use shape::{Biases, Local, Shape};

@@ -1,9 +1,5 @@
 //! Rotary position embedding: frequencies, and tables for the positions of one step.
 
-use candle_core::{Result as CandleResult, Tensor};
-
-use crate::weights::dense;
-
 /// Frequencies of the rotations. All arithmetic is f32, as in the reference implementation.
 #[derive(Clone, Debug)]
 pub(crate) struct Rope {
@@ -21,39 +17,26 @@ pub(crate) enum Scaling {
 }
 
 impl Rope {
-    pub(crate) fn new(head_dim: usize, theta: f32, scaling: Scaling, interleaved: bool) -> Self {
-        let inverse_frequencies = (0..head_dim / 2)
-            .map(|i| 1.0 / theta.powf((2 * i) as f32 / head_dim as f32))
+    pub(crate) fn new(rotated: usize, theta: f32, scaling: Scaling, interleaved: bool) -> Self {
+        let inverse_frequencies = (0..rotated / 2)
+            .map(|i| 1.0 / theta.powf((2 * i) as f32 / rotated as f32))
             .map(|frequency| scaling.apply(frequency))
             .collect();
         Self { inverse_frequencies, interleaved }
     }
 
-    /// Cosines and sines for `positions`, each `(positions, head_dim / 2)`. Computed per step: a table for a
-    /// context of 128 k would hold 64 MB for a few microseconds' worth of work.
-    pub(crate) fn tables(&self, positions: &[u32]) -> CandleResult<(Tensor, Tensor)> {
-        let half = self.inverse_frequencies.len();
-        let angles = || {
-            positions
-                .iter()
-                .flat_map(|&p| self.inverse_frequencies.iter().map(move |frequency| p as f32 * frequency))
-        };
-        let shape = [positions.len(), half];
-        Ok((
-            dense(angles().map(f32::cos).collect(), &shape)?,
-            dense(angles().map(f32::sin).collect(), &shape)?,
-        ))
-    }
-
-    /// Rotates `(heads, positions, head_dim)`.
-    pub(crate) fn rotate(&self, x: &Tensor, (cos, sin): &(Tensor, Tensor)) -> CandleResult<Tensor> {
-        let x = x.unsqueeze(0)?.contiguous()?;
-        let rotated = if self.interleaved {
-            candle_nn::rotary_emb::rope_i(&x, cos, sin)?
-        } else {
-            candle_nn::rotary_emb::rope(&x, cos, sin)?
-        };
-        rotated.squeeze(0)
+    /// Cosines and sines for `positions` into `cos` and `sin`, each `(positions, frequencies)`. Computed per step: a
+    /// table for a context of 128 k would hold 64 MB for a few microseconds' worth of work.
+    pub(crate) fn fill(&self, positions: &[u32], cos: &mut Vec<f32>, sin: &mut Vec<f32>) {
+        cos.clear();
+        sin.clear();
+        for &position in positions {
+            for frequency in &self.inverse_frequencies {
+                let (s, c) = (position as f32 * frequency).sin_cos();
+                cos.push(c);
+                sin.push(s);
+            }
+        }
     }
 }
 

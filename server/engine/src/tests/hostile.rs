@@ -174,3 +174,75 @@ fn a_gguf_tensor_without_elements_is_an_error() {
     let error = gguf_with(dir.path(), &bytes).err().unwrap().to_string();
     assert!(error.contains("dimension of 0"), "{error}");
 }
+
+#[test]
+fn a_pytorch_state_dict_is_the_same_model() {
+    let model = TinyModel::default();
+    let dir = folder(&model);
+    let from_safetensors = generate(&engine(), greedy(&[1, 2, 3], 20));
+    fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    let loaded = folder_with(dir.path(), "pytorch_model.bin", &model.pytorch()).unwrap();
+    assert_eq!(ids(&generate(&loaded, greedy(&[1, 2, 3], 20)).0), ids(&from_safetensors.0));
+}
+
+#[test]
+fn damaged_pytorch_files_are_errors() {
+    let dir = folder(&TinyModel::default());
+    fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    let good = TinyModel::default().pytorch();
+    let with = |bytes: &[u8]| folder_with(dir.path(), "pytorch_model.bin", bytes);
+    for cut in [2, 30, 100, 2000, good.len() / 2, good.len() - 23, good.len() - 1] {
+        assert_corrupt(&format!("cut at {cut}"), with(&good[..cut]));
+    }
+    // Executing something is what makes pickles dangerous.
+    let at = good.windows(18).position(|w| w == b"_rebuild_tensor_v2").unwrap();
+    let mut calls = good.clone();
+    calls[at..at + 18].copy_from_slice(b"import_and_run_it!");
+    match with(&calls) {
+        Err(LoadError::Corrupt { what, .. }) => assert!(what.contains("not executed"), "{what}"),
+        other => panic!("{other:?}"),
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let pickle = 30..3000;
+    let directory = good.len() - 2500..good.len();
+    for _ in 0..300 {
+        let mut bytes = good.clone();
+        for _ in 0..rng.random_range(1..4) {
+            let place = if rng.random() { pickle.clone() } else { directory.clone() };
+            let at = rng.random_range(place);
+            bytes[at] = rng.random();
+        }
+        // Some flips only rename or move a tensor's elements: no error is wanted then, only an end.
+        drop(with(&bytes));
+    }
+}
+
+#[test]
+fn formats_that_cannot_be_served_say_how_to_convert() {
+    let dir = folder(&TinyModel::default());
+    fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    let refused = |outcome: Result<Engine, LoadError>, named: &str| match outcome {
+        Err(LoadError::Unsupported { what, hint, .. }) => {
+            assert!(what.contains(named) && hint.contains("save_pretrained"), "{what}; {hint}");
+        }
+        other => panic!("{named}: {other:?}"),
+    };
+    refused(folder_with(dir.path(), "saved_model.pb", b"x"), "SavedModel");
+    refused(
+        folder_with(dir.path(), "pytorch_model.bin", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."),
+        "1.6",
+    );
+    let script = TinyModel::default().pytorch();
+    let script: Vec<u8> = replaced(&script, b"model/data/0", b"model/code/0");
+    refused(folder_with(dir.path(), "pytorch_model.bin", &script), "TorchScript");
+}
+
+fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut out = bytes.to_vec();
+    for at in 0..=bytes.len() - from.len() {
+        if &bytes[at..at + from.len()] == from {
+            out[at..at + to.len()].copy_from_slice(to);
+        }
+    }
+    out
+}

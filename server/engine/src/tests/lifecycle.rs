@@ -149,9 +149,11 @@ fn loading_reports_progress_and_facts() {
     assert!(seen.iter().any(|p| p.phase == LoadPhase::Verify && p.done_bytes == p.total_bytes));
     assert_eq!(facts.quantization, "F16");
     assert_eq!(facts.size_bytes, dir.path().join("model.safetensors").metadata().unwrap().len());
-    assert_eq!(facts.memory.weights_bytes / 4, facts.parameters - 5 * 32, "all but the norms, in f32");
-    // 2 layers, 2 key-value heads of 8, keys and values in f32, 256 tokens, 4 sequences.
-    assert_eq!(facts.memory.kv_bytes, 2 * 2 * 8 * 2 * 4 * 256 * 4);
+    // Packed in panels of 64 rows, so these tiny matrices take a little more than their f16.
+    let stored = 2 * (facts.parameters - 5 * 32);
+    assert!((stored..stored * 3 / 2).contains(&facts.memory.weights_bytes), "{:?}", facts.memory);
+    // 2 layers, 2 key-value heads, f16, 256 tokens, 4 sequences: keys of 8, values padded to whole registers of 16.
+    assert_eq!(facts.memory.kv_bytes, 2 * 2 * (8 + 16) * 2 * 256 * 4);
     let sum =
         crate::files::sha256(&std::fs::read(dir.path().join("model.safetensors")).unwrap(), &mut |_| ());
     let list = format!("{sum}  model.safetensors\n");
@@ -175,7 +177,11 @@ fn limits_are_checked_before_anything_is_read() {
         ("context_length", EngineConfig { context_length: Some(0), ..config() }),
         ("max_sequences", EngineConfig { max_sequences: 0, ..config() }),
         ("step_tokens", EngineConfig { step_tokens: 4, ..config() }),
-        ("threads", EngineConfig { threads: Some(1000), ..config() }),
+        ("threads", EngineConfig { threads: Some(0), ..config() }),
+        ("threads", EngineConfig { threads: Some(1_000_000), ..config() }),
+        ("kv_cache_tokens", EngineConfig { kv_cache_tokens: Some(0), ..config() }),
+        // Less than one sequence may take.
+        ("kv_cache_tokens", EngineConfig { kv_cache_tokens: Some(224), ..config() }),
     ] {
         match load(config) {
             Err(LoadError::InvalidConfig { field, .. }) => assert_eq!(field, name),

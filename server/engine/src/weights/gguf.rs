@@ -1,17 +1,15 @@
-//! Weights of a GGUF file. Quantised tensors stay in their blocks; F32, F16 and BF16 become f32.
+//! Weights of a GGUF file, as they are stored.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path};
 
-use candle_core::{
-    Device, Tensor,
-    quantized::{GgmlDType, QTensor, ggml_file::qtensor_from_ggml},
-};
+use candle_core::quantized::GgmlDType;
 
 pub(crate) use super::gguf_reader::Header;
-use super::{Matrix, Part, Role, Weights, gguf_reader::TensorInfo};
+use super::{Part, Role, Weights, gguf_reader::TensorInfo};
 use crate::{
     LoadError,
     files::{self, Bytes},
+    kernels::{RawTensor, StoredType},
 };
 
 /// An opened GGUF file.
@@ -62,52 +60,53 @@ impl<'p> GgufFile<'p> {
         Ok(info)
     }
 
-    fn read(&mut self, role: Role, shape: &[usize]) -> Result<QTensor, LoadError> {
-        let info = self.locate(role, shape)?;
-        // The reader checked the range, that it is aligned to at least 8 bytes and that it has exactly the size
-        // of the blocks, which is what this function relies on.
-        let raw = &self.bytes[info.start..info.end];
-        let tensor = qtensor_from_ggml(info.dtype, raw, shape.to_vec(), &Device::Cpu)
-            .map_err(|e| LoadError::corrupt(&self.name, format!("tensor `{}`: {e}", tensor_name(role))))?;
-        let n_bytes = raw.len() as u64;
-        (self.progress)(n_bytes);
-        Ok(tensor)
-    }
-
-    fn dequantize(&self, tensor: &QTensor) -> Result<Tensor, LoadError> {
-        tensor.dequantize(&Device::Cpu).map_err(|e| LoadError::corrupt(&self.name, e.to_string()))
+    /// Whether the file holds a tensor that has no role in the graph.
+    pub(crate) fn names_tensor(&self, name: &str) -> bool {
+        self.header.tensors.contains_key(name)
     }
 }
 
 impl Weights for GgufFile<'_> {
     fn contains(&self, role: Role) -> bool {
-        self.header.tensors.contains_key(&tensor_name(role))
+        self.names_tensor(&tensor_name(role))
     }
 
-    fn matrix_bytes(&self, role: Role, (rows, columns): (usize, usize)) -> Result<u64, LoadError> {
+    fn matrix(&self, role: Role, (rows, columns): (usize, usize)) -> Result<RawTensor<'_>, LoadError> {
         let info = self.locate(role, &[rows, columns])?;
-        let stored = (info.end - info.start) as u64;
-        // candle keeps a repacked copy beside these, built at the first product, when whole tiles fit.
-        let packs = rows % 16 == 0 && columns % 256 == 0;
-        Ok(match info.dtype {
-            GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => 4 * rows as u64 * columns as u64,
-            GgmlDType::Q4K if packs => stored + stored * 4 / 3,
-            GgmlDType::Q8_0 | GgmlDType::Q6K if packs => stored + stored * 3 / 2,
-            _ => stored,
-        })
+        // The reader checked the range, and that it has exactly the size of the blocks.
+        let bytes = &self.bytes[info.start..info.end];
+        Ok(RawTensor { dtype: stored(info.dtype), rows, columns, bytes })
     }
 
-    fn matrix(&mut self, role: Role, (rows, columns): (usize, usize)) -> Result<Matrix, LoadError> {
-        let tensor = self.read(role, &[rows, columns])?;
-        Ok(match tensor.dtype() {
-            GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => Matrix::Dense(self.dequantize(&tensor)?),
-            _ => Matrix::Quantized(Arc::new(tensor)),
-        })
+    fn vector(&self, role: Role, len: usize) -> Result<Vec<f32>, LoadError> {
+        let info = self.locate(role, &[len])?;
+        let bytes = &self.bytes[info.start..info.end];
+        let mut values = vec![0.0; len];
+        RawTensor { dtype: stored(info.dtype), rows: 1, columns: len, bytes }.widen_row(0, &mut values);
+        Ok(values)
     }
 
-    fn vector(&mut self, role: Role, len: usize) -> Result<Tensor, LoadError> {
-        let tensor = self.read(role, &[len])?;
-        self.dequantize(&tensor)
+    fn converted(&mut self, n_bytes: u64) {
+        (self.progress)(n_bytes);
+    }
+}
+
+fn stored(dtype: GgmlDType) -> StoredType {
+    match dtype {
+        GgmlDType::F16 => StoredType::F16,
+        GgmlDType::BF16 => StoredType::BF16,
+        GgmlDType::Q4_0 => StoredType::Q4_0,
+        GgmlDType::Q4_1 => StoredType::Q4_1,
+        GgmlDType::Q5_0 => StoredType::Q5_0,
+        GgmlDType::Q5_1 => StoredType::Q5_1,
+        GgmlDType::Q8_0 => StoredType::Q8_0,
+        GgmlDType::Q2K => StoredType::Q2K,
+        GgmlDType::Q3K => StoredType::Q3K,
+        GgmlDType::Q4K => StoredType::Q4K,
+        GgmlDType::Q5K => StoredType::Q5K,
+        GgmlDType::Q6K => StoredType::Q6K,
+        // The reader's own list ends here: Q8_1 and Q8_K are types of activations and are never stored.
+        GgmlDType::F32 | GgmlDType::Q8_1 | GgmlDType::Q8K => StoredType::F32,
     }
 }
 
@@ -132,19 +131,26 @@ fn tensor_name(role: Role) -> String {
         Part::AttentionNorm => "attn_norm.weight",
         Part::Query => "attn_q.weight",
         Part::QueryBias => "attn_q.bias",
+        Part::QueryNorm => "attn_q_norm.weight",
         Part::Key => "attn_k.weight",
         Part::KeyBias => "attn_k.bias",
+        Part::KeyNorm => "attn_k_norm.weight",
         Part::Value => "attn_v.weight",
         Part::ValueBias => "attn_v.bias",
+        Part::QueryKeyValue => "attn_qkv.weight",
         Part::Output => "attn_output.weight",
         Part::OutputBias => "attn_output.bias",
+        Part::PostAttentionNorm => "post_attention_norm.weight",
         Part::FeedForwardNorm => "ffn_norm.weight",
         Part::Gate => "ffn_gate.weight",
         Part::GateBias => "ffn_gate.bias",
         Part::Up => "ffn_up.weight",
         Part::UpBias => "ffn_up.bias",
+        // Phi-3's `ffn_up` holds the gate too, in front.
+        Part::GateUp => "ffn_up.weight",
         Part::Down => "ffn_down.weight",
         Part::DownBias => "ffn_down.bias",
+        Part::PostFeedForwardNorm => "post_ffw_norm.weight",
     };
     format!("blk.{layer}.{part}")
 }

@@ -1,19 +1,15 @@
 //! Tensors by their role, from whichever format holds them.
 
+pub(crate) mod folder;
 pub(crate) mod gguf;
 mod gguf_reader;
-pub(crate) mod safetensors;
+mod pickle;
+mod pytorch;
+mod safetensors;
 
-use std::sync::Arc;
+use crate::{LoadError, kernels::RawTensor};
 
-use candle_core::{
-    DType, Device, Result as CandleResult, Tensor,
-    quantized::{QMatMul, QTensor},
-};
-
-use crate::LoadError;
-
-/// The role of a tensor in a Llama-shaped model.
+/// The role of a tensor in a decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     Embedding,
@@ -30,73 +26,38 @@ pub(crate) enum Part {
     AttentionNorm,
     Query,
     QueryBias,
+    QueryNorm,
     Key,
     KeyBias,
+    KeyNorm,
     Value,
     ValueBias,
+    /// Query, key and value in one (Phi-3).
+    QueryKeyValue,
     Output,
     OutputBias,
+    /// Of what attention adds to the residual (Gemma).
+    PostAttentionNorm,
     FeedForwardNorm,
     Gate,
     GateBias,
     Up,
     UpBias,
+    /// Gate and up in one (Phi-3).
+    GateUp,
     Down,
     DownBias,
+    /// Of what the feed-forward adds to the residual (Gemma).
+    PostFeedForwardNorm,
 }
 
 /// Where weights come from. Shapes are `(rows, columns)` as in PyTorch: a matrix maps columns to rows.
 pub(crate) trait Weights {
     fn contains(&self, role: Role) -> bool;
-    /// Bytes that [`Weights::matrix`] would hold in memory, with what its products build beside it.
-    fn matrix_bytes(&self, role: Role, shape: (usize, usize)) -> Result<u64, LoadError>;
-    fn matrix(&mut self, role: Role, shape: (usize, usize)) -> Result<Matrix, LoadError>;
-    fn vector(&mut self, role: Role, len: usize) -> Result<Tensor, LoadError>;
-}
-
-/// A weight matrix in f32 or in its quantised blocks.
-#[derive(Clone)]
-pub(crate) enum Matrix {
-    Dense(Tensor),
-    Quantized(Arc<QTensor>),
-}
-
-impl Matrix {
-    /// Rows `ids` of the matrix, in f32.
-    pub(crate) fn rows(&self, ids: &Tensor) -> CandleResult<Tensor> {
-        match self {
-            Self::Dense(weight) => weight.index_select(ids, 0),
-            Self::Quantized(weight) => weight.embedding(ids),
-        }
-    }
-
-    pub(crate) fn into_product(self) -> CandleResult<Product> {
-        Ok(match self {
-            Self::Dense(weight) => Product::Dense(weight.t()?),
-            Self::Quantized(weight) => Product::Quantized(QMatMul::from_arc(weight)?),
-        })
-    }
-}
-
-/// `x · Wᵀ`.
-pub(crate) enum Product {
-    /// The transposed view of a dense matrix.
-    Dense(Tensor),
-    Quantized(QMatMul),
-}
-
-impl Product {
-    /// `x` is `(n, columns)`, the result `(n, rows)`.
-    pub(crate) fn apply(&self, x: &Tensor) -> CandleResult<Tensor> {
-        match self {
-            Self::Dense(transposed) => x.matmul(transposed),
-            Self::Quantized(weight) => x.apply(weight),
-        }
-    }
-}
-
-/// f32 values as a tensor on the CPU.
-pub(crate) fn dense(values: Vec<f32>, shape: &[usize]) -> CandleResult<Tensor> {
-    debug_assert_eq!(DType::F32.size_in_bytes(), 4);
-    Tensor::from_vec(values, shape, &Device::Cpu)
+    /// A matrix as it is stored; its shape and the place of its bytes are checked.
+    fn matrix(&self, role: Role, shape: (usize, usize)) -> Result<RawTensor<'_>, LoadError>;
+    /// A vector in f32, as the graph multiplies with it.
+    fn vector(&self, role: Role, len: usize) -> Result<Vec<f32>, LoadError>;
+    /// `n_bytes` of the files became weights in memory.
+    fn converted(&mut self, n_bytes: u64);
 }
