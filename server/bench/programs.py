@@ -90,7 +90,8 @@ def running(command, port, path, body, environment=None):
                         raise RuntimeError(f"{pathlib.Path(command[0]).name} answered {status}: {answer}")
                 if time.monotonic() - began > START_SECONDS:
                     raise RuntimeError(f"no answer in {START_SECONDS} s:\n{tail(log.name)}")
-                time.sleep(0.002)
+                # Often enough to time a start, seldom enough to take nothing from it.
+                time.sleep(0.01)
             server.first_token_seconds = time.monotonic() - began
             yield server
         finally:

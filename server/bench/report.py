@@ -77,6 +77,12 @@ def setting_rows(case, rounds):
             yield f"| {case.name} | {setting} | {' | '.join(middle)} | {rss:.0f} | {len(runs)} |"
 
 
+def client_share(cores, cases):
+    """The client's part of the cores' time, in the run where it was greatest."""
+    runs = [run for case, rounds in cases if case.kind == "load" for figures in rounds for run in figures.values()]
+    return max((run["client_cpu_seconds"] / run["wall_seconds"] / cores for run in runs), default=0.0)
+
+
 def markdown(facts, verdicts, cases):
     """`cases`: [(case, complete rounds)]."""
     m = facts["machine"]
@@ -93,6 +99,8 @@ def markdown(facts, verdicts, cases):
         "| gate | | wanted | median | least … greatest | ours | best opponent | rounds | |",
         "|---|---|---|---|---|---|---|---|---|",
         *(gate_row(verdict) for verdict in verdicts),
+        "",
+        f"The client took at most {100 * client_share(m['cores'], cases):.1f} % of the cores' time in any load.",
         "",
         "Medians per setting:",
         "",
