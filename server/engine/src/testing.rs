@@ -303,3 +303,44 @@ fn gguf_name(name: &str) -> String {
     };
     format!("blk.{layer}.{part}.weight")
 }
+
+/// Times products of `(rows, columns)` matrices of each packed format on `threads` threads; a line each to `report`.
+pub fn measure_products(threads: usize, rows: usize, columns: usize, report: &mut dyn FnMut(&str)) {
+    use crate::kernels::{Isa, Linear, PackedFormat, PackedMatrix, Pool, RawTensor, Scratch, StoredType};
+    let pool = crate::kernels::Pool::new(threads).expect("threads can be started");
+    let pool: &Pool = &pool;
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let bytes: Vec<u8> = (0..rows * columns).flat_map(|_| (rng.random::<f32>() - 0.5).to_le_bytes()).collect();
+    let raw = RawTensor { dtype: StoredType::F32, rows, columns, bytes: &bytes };
+    let isa = Isa::detect();
+    report(&format!("{rows} x {columns}, {threads} threads, {isa:?}"));
+    for format in [PackedFormat::F32, PackedFormat::Int8, PackedFormat::Int4, PackedFormat::Int4Min] {
+        let weight_bytes = PackedMatrix::bytes_as(format, rows, columns) as usize;
+        let linear = || {
+            let packed = PackedMatrix::quantize(&raw, format, pool).expect("whole blocks");
+            Linear::new(vec![packed], None).expect("one matrix")
+        };
+        let copies: Vec<_> = (0..(600 << 20) / weight_bytes).map(|_| linear()).collect();
+        for n in [1, 4, 16, 64, 512] {
+            let x: Vec<f32> = (0..n * columns).map(|_| rng.random::<f32>() - 0.5).collect();
+            let (mut y, mut scratch) = (vec![0.0; n * rows], Scratch::default());
+            let copies = if n >= 64 { &copies[..1] } else { &copies[..] };
+            let mut times: Vec<f64> = (0..7)
+                .map(|_| {
+                    let began = std::time::Instant::now();
+                    copies.iter().for_each(|linear| linear.apply(isa, pool, &x, &mut y, &mut scratch));
+                    began.elapsed().as_secs_f64() / copies.len() as f64
+                })
+                .collect();
+            times.sort_by(f64::total_cmp);
+            let seconds = times[3];
+            let operations = 2.0 * (n * rows * columns) as f64;
+            report(&format!(
+                "{format:?} of {n} rows: {:.1} us, {:.0} GOP/s, {:.1} GB/s",
+                seconds * 1e6,
+                operations / seconds / 1e9,
+                weight_bytes as f64 / seconds / 1e9
+            ));
+        }
+    }
+}

@@ -153,6 +153,7 @@ fn put(format: PackedFormat, step: &mut [u8], lane: usize, block: &Block) {
 }
 
 /// Bytes of scales and minima in front of a step's elements.
+#[inline(always)]
 pub(super) const fn head_bytes(format: PackedFormat) -> usize {
     match format {
         PackedFormat::Int8 | PackedFormat::Int4 => PANEL * 2,
@@ -162,6 +163,7 @@ pub(super) const fn head_bytes(format: PackedFormat) -> usize {
 }
 
 /// What is taken from a stored value to have its meaning.
+#[inline(always)]
 pub(super) const fn offset(format: PackedFormat) -> i32 {
     match format {
         PackedFormat::Int8 => 128,

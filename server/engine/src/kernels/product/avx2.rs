@@ -18,6 +18,42 @@ const F32: u8 = 3;
 const F16: u8 = 4;
 const BF16: u8 = 5;
 
+/// The array of an expression for each register of a row; no closures, see the path beside.
+macro_rules! each {
+    (4, |$j:ident| $value:expr) => {
+        [
+            {
+                let $j: usize = 0;
+                $value
+            },
+            {
+                let $j: usize = 1;
+                $value
+            },
+            {
+                let $j: usize = 2;
+                $value
+            },
+            {
+                let $j: usize = 3;
+                $value
+            },
+        ]
+    };
+    (2, |$j:ident| $value:expr) => {
+        [
+            {
+                let $j: usize = 0;
+                $value
+            },
+            {
+                let $j: usize = 1;
+                $value
+            },
+        ]
+    };
+}
+
 /// Calls `$tile::<R, KIND>` for all rows, three at a time.
 macro_rules! tiles {
     ($tile:ident, $kind:expr, $rows:expr, $epilogue:expr, $sums:ident, |$row:ident| $arguments:tt) => {{
@@ -102,18 +138,21 @@ unsafe fn block_tile<const R: usize, const KIND: u8>(
                         dots[i] = [_mm256_set1_epi32(start); 2];
                     }
                 }
-                let inputs = |i: usize, group: usize| {
-                    let at = values.add(i * n_blocks * BLOCK + b * BLOCK + group * 4);
-                    _mm256_set1_epi32(at.cast::<i32>().read_unaligned())
-                };
+                // Four inputs of row `i`, to all lanes.
+                macro_rules! inputs {
+                    ($i:expr, $group:expr) => {{
+                        let at = values.add($i * n_blocks * BLOCK + b * BLOCK + $group * 4);
+                        _mm256_set1_epi32(at.cast::<i32>().read_unaligned())
+                    }};
+                }
                 if KIND == INT8 {
                     for g in 0..8 {
                         let at = data.add(g * 256);
                         let weights =
-                            [0, 1].map(|j| _mm256_xor_si256(_mm256_loadu_si256(at.add(32 * j).cast()), flip));
-                        let sizes = weights.map(|w| _mm256_abs_epi8(w));
+                            each!(2, |j| _mm256_xor_si256(_mm256_loadu_si256(at.add(32 * j).cast()), flip));
+                        let sizes = each!(2, |j| _mm256_abs_epi8(weights[j]));
                         for i in 0..R {
-                            let input = inputs(i, g);
+                            let input = inputs!(i, g);
                             for j in 0..2 {
                                 let signed = _mm256_sign_epi8(input, weights[j]);
                                 let pairs = _mm256_maddubs_epi16(sizes[j], signed);
@@ -124,14 +163,15 @@ unsafe fn block_tile<const R: usize, const KIND: u8>(
                 } else {
                     for g in 0..4 {
                         let at = data.add(g * 256);
-                        let pairs = [0, 1].map(|j| _mm256_loadu_si256(at.add(32 * j).cast()));
+                        let pairs = each!(2, |j| _mm256_loadu_si256(at.add(32 * j).cast()));
                         let halves = [
-                            pairs.map(|pair| _mm256_and_si256(pair, low)),
-                            pairs.map(|pair| _mm256_and_si256(_mm256_srli_epi16::<4>(pair), low)),
+                            each!(2, |j| _mm256_and_si256(pairs[j], low)),
+                            each!(2, |j| _mm256_and_si256(_mm256_srli_epi16::<4>(pairs[j]), low)),
                         ];
-                        for (half, weights) in halves.iter().enumerate() {
+                        for half in 0..2 {
+                            let weights = halves[half];
                             for i in 0..R {
-                                let input = inputs(i, 2 * g + half);
+                                let input = inputs!(i, 2 * g + half);
                                 for j in 0..2 {
                                     let pairs = _mm256_maddubs_epi16(weights[j], input);
                                     dots[i][j] = _mm256_add_epi32(dots[i][j], _mm256_madd_epi16(pairs, ones));
@@ -140,10 +180,12 @@ unsafe fn block_tile<const R: usize, const KIND: u8>(
                         }
                     }
                 }
-                let halves = |at: usize, j: usize| {
-                    _mm256_cvtph_ps(_mm_load_si128(panel.add(at + 32 * quarter + 16 * j).cast()))
-                };
-                let weight_scales = [0, 1].map(|j| halves(0, j));
+                macro_rules! scales {
+                    ($at:expr, $j:expr) => {
+                        _mm256_cvtph_ps(_mm_load_si128(panel.add($at + 32 * quarter + 16 * $j).cast()))
+                    };
+                }
+                let weight_scales = each!(2, |j| scales!(0, j));
                 for i in 0..R {
                     let scale = _mm256_set1_ps(*scales.add(i * n_blocks + b));
                     for j in 0..2 {
@@ -152,7 +194,7 @@ unsafe fn block_tile<const R: usize, const KIND: u8>(
                     }
                 }
                 if KIND == INT4_MIN {
-                    let mins = [0, 1].map(|j| halves(128, j));
+                    let mins = each!(2, |j| scales!(128, j));
                     for i in 0..R {
                         let at = i * n_blocks + b;
                         let sum = _mm256_set1_ps(*scales.add(at) * *block_sums.add(at) as f32);
@@ -229,7 +271,7 @@ unsafe fn dense_tile<const R: usize, const KIND: u8>(
             let mut acc = [[_mm256_setzero_ps(); 4]; R];
             for k in 0..columns {
                 let panel = panel.add(k * step + half * 32 * width);
-                let weights = [0, 1, 2, 3].map(|j| match KIND {
+                let weights = each!(4, |j| match KIND {
                     F32 => _mm256_loadu_ps(panel.add(32 * j).cast()),
                     F16 => _mm256_cvtph_ps(_mm_loadu_si128(panel.add(16 * j).cast())),
                     _ => {

@@ -18,6 +18,43 @@ const F32: u8 = 3;
 const F16: u8 = 4;
 const BF16: u8 = 5;
 
+/// The array of an expression for each register of a row. A closure would not do: it has none of the features of the
+/// function around it, and its intrinsics would stay calls.
+macro_rules! each {
+    (4, |$j:ident| $value:expr) => {
+        [
+            {
+                let $j: usize = 0;
+                $value
+            },
+            {
+                let $j: usize = 1;
+                $value
+            },
+            {
+                let $j: usize = 2;
+                $value
+            },
+            {
+                let $j: usize = 3;
+                $value
+            },
+        ]
+    };
+    (2, |$j:ident| $value:expr) => {
+        [
+            {
+                let $j: usize = 0;
+                $value
+            },
+            {
+                let $j: usize = 1;
+                $value
+            },
+        ]
+    };
+}
+
 /// Calls `$tile::<R, KIND>` for all rows, six at a time.
 macro_rules! tiles {
     ($tile:ident, $kind:expr, $rows:expr, $epilogue:expr, $sums:ident, |$row:ident| $arguments:tt) => {{
@@ -100,19 +137,22 @@ unsafe fn block_tile<const R: usize, const KIND: u8>(
                     dots[i] = [_mm512_set1_epi32(start); 4];
                 }
             }
-            let inputs = |i: usize, group: usize| {
-                let at = values.add(i * n_blocks * BLOCK + b * BLOCK + group * 4);
-                _mm512_set1_epi32(at.cast::<i32>().read_unaligned())
-            };
+            // Four inputs of row `i`, to all lanes.
+            macro_rules! inputs {
+                ($i:expr, $group:expr) => {{
+                    let at = values.add($i * n_blocks * BLOCK + b * BLOCK + $group * 4);
+                    _mm512_set1_epi32(at.cast::<i32>().read_unaligned())
+                }};
+            }
             if KIND == INT8 {
                 for g in 0..8 {
                     let data = data.add(g * 256);
-                    let weights = [0, 1, 2, 3].map(|j| _mm512_load_si512(data.add(64 * j).cast()));
+                    let weights = each!(4, |j| _mm512_load_si512(data.add(64 * j).cast()));
                     for j in 0..4 {
                         _mm_prefetch::<_MM_HINT_T0>(data.wrapping_add(2048 + 64 * j).cast());
                     }
                     for i in 0..R {
-                        let input = inputs(i, g);
+                        let input = inputs!(i, g);
                         for j in 0..4 {
                             dots[i][j] = _mm512_dpbusd_epi32(dots[i][j], weights[j], input);
                         }
@@ -121,29 +161,32 @@ unsafe fn block_tile<const R: usize, const KIND: u8>(
             } else {
                 for g in 0..4 {
                     let data = data.add(g * 256);
-                    let pairs = [0, 1, 2, 3].map(|j| _mm512_load_si512(data.add(64 * j).cast()));
+                    let pairs = each!(4, |j| _mm512_load_si512(data.add(64 * j).cast()));
                     for j in 0..4 {
                         _mm_prefetch::<_MM_HINT_T0>(data.wrapping_add(2048 + 64 * j).cast());
                     }
-                    let weights = pairs.map(|pair| _mm512_and_si512(pair, low));
+                    let weights = each!(4, |j| _mm512_and_si512(pairs[j], low));
                     for i in 0..R {
-                        let input = inputs(i, 2 * g);
+                        let input = inputs!(i, 2 * g);
                         for j in 0..4 {
                             dots[i][j] = _mm512_dpbusd_epi32(dots[i][j], weights[j], input);
                         }
                     }
-                    let weights = pairs.map(|pair| _mm512_and_si512(_mm512_srli_epi16::<4>(pair), low));
+                    let weights = each!(4, |j| _mm512_and_si512(_mm512_srli_epi16::<4>(pairs[j]), low));
                     for i in 0..R {
-                        let input = inputs(i, 2 * g + 1);
+                        let input = inputs!(i, 2 * g + 1);
                         for j in 0..4 {
                             dots[i][j] = _mm512_dpbusd_epi32(dots[i][j], weights[j], input);
                         }
                     }
                 }
             }
-            let halves =
-                |at: usize, j: usize| _mm512_cvtph_ps(_mm256_load_si256(panel.add(at + 32 * j).cast()));
-            let weight_scales = [0, 1, 2, 3].map(|j| halves(0, j));
+            macro_rules! halves {
+                ($at:expr, $j:expr) => {
+                    _mm512_cvtph_ps(_mm256_load_si256(panel.add($at + 32 * $j).cast()))
+                };
+            }
+            let weight_scales = each!(4, |j| halves!(0, j));
             for i in 0..R {
                 let scale = _mm512_set1_ps(*scales.add(i * n_blocks + b));
                 for j in 0..4 {
@@ -152,7 +195,7 @@ unsafe fn block_tile<const R: usize, const KIND: u8>(
                 }
             }
             if KIND == INT4_MIN {
-                let mins = [0, 1, 2, 3].map(|j| halves(128, j));
+                let mins = each!(4, |j| halves!(128, j));
                 for i in 0..R {
                     let at = i * n_blocks + b;
                     let sum = _mm512_set1_ps(*scales.add(at) * *block_sums.add(at) as f32);
@@ -227,7 +270,7 @@ unsafe fn dense_tile<const R: usize, const KIND: u8>(
         for k in 0..columns {
             let panel = panel.add(k * step);
             _mm_prefetch::<_MM_HINT_T0>(panel.wrapping_add(2048).cast());
-            let weights = [0, 1, 2, 3].map(|j| match KIND {
+            let weights = each!(4, |j| match KIND {
                 F32 => _mm512_load_ps(panel.add(64 * j).cast()),
                 F16 => _mm512_cvtph_ps(_mm256_load_si256(panel.add(32 * j).cast())),
                 _ => {
@@ -259,14 +302,14 @@ pub(super) unsafe fn quantize(x: &[f32], values: &mut [i8], scales: &mut [f32], 
     for ((x, values), (scale, sum)) in blocks.zip(scales.iter_mut().zip(sums)) {
         // SAFETY: 32 floats and 32 bytes.
         unsafe {
-            let (a, b) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16)));
-            let sizes = [a, b].map(|v| _mm512_and_si512(_mm512_castps_si512(v), size));
+            let both = each!(2, |j| _mm512_loadu_ps(x.as_ptr().add(16 * j)));
+            let sizes = each!(2, |j| _mm512_and_si512(_mm512_castps_si512(both[j]), size));
             let most = f32::from_bits(_mm512_reduce_max_epu32(_mm512_max_epu32(sizes[0], sizes[1])));
             *scale = most / 127.0;
             let inverse = _mm512_set1_ps(if most > 0.0 { 127.0 / most } else { 0.0 });
-            let integers = [a, b].map(|v| _mm512_cvtps_epi32(_mm512_mul_ps(v, inverse)));
+            let integers = each!(2, |j| _mm512_cvtps_epi32(_mm512_mul_ps(both[j], inverse)));
             *sum = _mm512_reduce_add_epi32(_mm512_add_epi32(integers[0], integers[1]));
-            let bytes = integers.map(|v| _mm512_cvtepi32_epi8(v));
+            let bytes = each!(2, |j| _mm512_cvtepi32_epi8(integers[j]));
             _mm_storeu_si128(values.as_mut_ptr().cast(), bytes[0]);
             _mm_storeu_si128(values.as_mut_ptr().add(16).cast(), bytes[1]);
         }
