@@ -1,5 +1,7 @@
 //! Compares with what `golden/make.py` recorded from transformers, sentencepiece and the tokenizers package.
 
+mod families;
+
 use std::{
     cell::RefCell,
     collections::HashMap,
