@@ -6,7 +6,7 @@ mod support;
 
 use candela_engine::testing::TinyModel;
 use candela_server::Limits;
-use candela_wire::openai::{ChatChunk, ChatCompletion, Completion, ErrorBody, FinishReason};
+use candela_wire::openai::{ChatChunk, ChatCompletion, Completion, ErrorBody, FinishReason, Usage};
 use serde_json::{Value, json};
 use std::time::Duration;
 use support::{END_OF_TEXT, Events, NAME, Server, chat_body, long_winded};
@@ -33,10 +33,14 @@ async fn a_stream_says_the_same_as_a_whole_answer() {
     let chunks: Vec<ChatChunk> = events.iter().map(|event| serde_json::from_str(event).unwrap()).collect();
     let text: String =
         chunks.iter().flat_map(|chunk| &chunk.choices).filter_map(|c| c.delta.content.clone()).collect();
-    assert_eq!(text, whole.choices[0].message.content);
+    assert_eq!(Some(text), whole.choices[0].message.content);
     assert_eq!(chunks[0].choices[0].delta.role.as_deref(), Some("assistant"));
     assert_eq!(chunks[chunks.len() - 2].choices[0].finish_reason, Some(FinishReason::Length));
-    assert_eq!(chunks.last().unwrap().usage, Some(whole.usage));
+    let untimed = |usage: Usage| Usage { timings: None, ..usage };
+    let usage = chunks.last().unwrap().usage.unwrap();
+    assert_eq!(untimed(usage), untimed(whole.usage));
+    let timings = usage.timings.expect("an ended answer says where its time went");
+    assert!(timings.prefill_ms > 0.0 && timings.decode_ms > 0.0 && timings.queue_ms >= 0.0, "{timings:?}");
     let usage_chunks = chunks.iter().filter(|chunk| chunk.usage.is_some()).count();
     assert_eq!(usage_chunks, 1);
 }
@@ -192,7 +196,13 @@ async fn hostile_bodies_never_fail_the_server() {
         "frequency_penalty",
         "repetition_penalty",
         "tools",
+        "tool_choice",
+        "parallel_tool_calls",
         "response_format",
+        "structured_outputs",
+        "min_tokens",
+        "min_p",
+        "ignore_eos",
         "user",
         "echo",
         "best_of",
@@ -248,7 +258,7 @@ async fn counts_are_exact_and_the_status_tells_the_facts() {
     for _ in 0..3 {
         assert_eq!(server.chat(json!({"max_tokens": 4})).await.status(), 200);
     }
-    assert_eq!(server.chat(json!({"n": 2})).await.status(), 400);
+    assert_eq!(server.chat(json!({"n": 9})).await.status(), 400);
     let metrics = server.metrics().await;
     for line in [
         "candela_server_requests_total{route=\"/v1/chat/completions\",status=\"200\"} 3",

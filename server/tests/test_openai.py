@@ -1,8 +1,16 @@
 """The official `openai` package, unmodified, against our server with the demo model."""
 
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+import typing
 import unittest
 
 import openai
+import pydantic
 from openai import OpenAI
 
 import programs
@@ -36,7 +44,9 @@ class OpenAiClient(unittest.TestCase):
         self.assertEqual(text, whole.choices[0].message.content)
         self.assertEqual(chunks[0].choices[0].delta.role, "assistant")
         self.assertEqual([c.choices[0].finish_reason for c in chunks if c.choices][-1], "stop")
-        self.assertEqual(chunks[-1].usage, whole.usage)
+        self.assertEqual(chunks[-1].usage.completion_tokens, whole.usage.completion_tokens)
+        # Ours, beside OpenAI's fields.
+        self.assertGreater(chunks[-1].usage.timings["prefill_ms"], 0)
 
     def test_an_answer_can_be_sent_back(self):
         first = self.client.chat.completions.create(model=NAME, messages=QUESTION, temperature=0, max_tokens=40)
@@ -72,6 +82,38 @@ class OpenAiClient(unittest.TestCase):
         self.assertNotIn("Paris", answer.choices[0].message.content)
         self.assertEqual(answer.choices[0].finish_reason, "stop")
 
+    def test_several_answers_come_side_by_side(self):
+        ask = {"model": NAME, "messages": QUESTION, "temperature": 1.2, "seed": 3, "max_tokens": 12, "n": 3}
+        whole = self.client.chat.completions.create(**ask)
+        self.assertEqual([choice.index for choice in whole.choices], [0, 1, 2])
+        one = self.client.chat.completions.create(**{**ask, "n": 1})
+        self.assertEqual(whole.choices[0].message.content, one.choices[0].message.content)
+        self.assertEqual(whole.usage.prompt_tokens, one.usage.prompt_tokens)
+        texts = {0: "", 1: "", 2: ""}
+        for chunk in self.client.chat.completions.create(stream=True, **ask):
+            for choice in chunk.choices:
+                texts[choice.index] += choice.delta.content or ""
+        self.assertEqual(list(texts.values()), [choice.message.content for choice in whole.choices])
+
+    def test_answers_are_parsed_into_a_type(self):
+        class Capital(pydantic.BaseModel):
+            country: typing.Literal["France", "Italy"]
+            population: typing.Annotated[int, pydantic.Field(ge=0, le=9999)]
+            sights: typing.Annotated[list[typing.Literal["tower", "bridge"]], pydantic.Field(max_length=2)]
+
+        answer = self.client.chat.completions.parse(
+            model=NAME, messages=QUESTION, response_format=Capital, temperature=0, max_tokens=200
+        )
+        self.assertEqual(answer.choices[0].finish_reason, "stop")
+        self.assertIsInstance(answer.choices[0].message.parsed, Capital)
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.client.chat.completions.create(
+                model=NAME,
+                messages=QUESTION,
+                response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "sting"}}},
+            )
+        self.assertEqual(caught.exception.param, "response_format.json_schema.schema")
+
     def test_models(self):
         self.assertEqual([model.id for model in self.client.models.list()], [NAME])
         self.assertEqual(self.client.models.retrieve(NAME).owned_by, "candela")
@@ -101,6 +143,77 @@ class OpenAiClient(unittest.TestCase):
         self.assertEqual(raw.headers["x-candela-model"], NAME)
         self.assertTrue(raw.headers["x-candela-revision"].startswith("sha256:"))
         self.assertTrue(raw.headers["x-request-id"])
+
+
+# As Qwen 2.5 and Hermes write them, in short.
+TOOL_TEMPLATE = """{%- if tools %}<|system|>{% for tool in tools %}{{ tool | tojson }}{% endfor %}<|end|>{% endif %}
+{%- for m in messages %}<|{{ 'user' if m.role == 'tool' else m.role }}|>{{ m.content }}{% for call in m.tool_calls or [] %}
+<tool_call>{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}</tool_call>
+{%- endfor %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Paris", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+class Tools(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        folder = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        repo = folder / "repos" / "org" / "tools"
+        shutil.copytree(programs.ROOT / "server" / "models" / "demo", repo)
+        config = json.loads((repo / "tokenizer_config.json").read_text())
+        (repo / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": TOOL_TEMPLATE}))
+        endpoint = cls.enterClassContext(programs.hub(folder / "repos"))
+        (folder / "server.json").write_text(json.dumps(programs.configuration("hf://org/tools", NAME)))
+        fetch = [programs.RELEASE / "candela-server", "fetch", "--config", folder / "server.json", "--to", folder / "m"]
+        fetch += ["--internal-listen", "127.0.0.1:0", "--termination-log", folder / "why"]
+        subprocess.run(fetch, check=True, env={**os.environ, "HF_ENDPOINT": endpoint}, timeout=60)
+        base_url = cls.enterClassContext(programs.server("hf://org/tools", NAME, "--models-dir", folder / "m"))
+        cls.client = OpenAI(base_url=base_url, api_key="none", max_retries=0)
+
+    def check(self, call):
+        self.assertEqual((call.type, call.function.name), ("function", "weather"))
+        arguments = json.loads(call.function.arguments)
+        self.assertIn(arguments["city"], ["Paris", "Rome"])
+        self.assertIn(arguments["days"], range(1, 10))
+
+    def test_calls_that_must_come_are_valid_and_their_answers_go_back(self):
+        ask = {"model": NAME, "tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False}
+        first = self.client.chat.completions.create(messages=QUESTION, temperature=0, max_tokens=100, **ask)
+        choice = first.choices[0]
+        self.assertEqual((choice.finish_reason, choice.message.content), ("tool_calls", None))
+        (call,) = choice.message.tool_calls
+        self.check(call)
+        said = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+        turns = [*QUESTION, choice.message, said]
+        second = self.client.chat.completions.create(model=NAME, tools=[WEATHER], messages=turns, max_tokens=5)
+        self.assertGreater(second.usage.prompt_tokens, first.usage.prompt_tokens)
+
+    def test_a_named_call_in_a_stream(self):
+        named = {"type": "function", "function": {"name": "weather"}}
+        with self.client.chat.completions.stream(
+            model=NAME, messages=QUESTION, tools=[WEATHER], tool_choice=named, temperature=1, seed=1, max_tokens=100
+        ) as stream:
+            for _ in stream:
+                pass
+            (call,) = stream.get_final_completion().choices[0].message.tool_calls
+        self.check(call)
+
+    def test_without_a_need_for_a_call_the_answer_is_text(self):
+        answer = self.client.chat.completions.create(model=NAME, messages=QUESTION, tools=[WEATHER], max_tokens=10)
+        self.assertTrue(answer.choices[0].message.content)
+        self.assertIsNone(answer.choices[0].message.tool_calls)
 
 
 if __name__ == "__main__":

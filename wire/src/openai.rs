@@ -3,13 +3,20 @@
 
 pub mod error;
 mod fields;
+mod format;
+mod message;
 pub mod request;
 pub mod response;
+mod tools;
 
 pub use error::{ErrorBody, ErrorDetail, ErrorKind};
 pub use fields::InvalidField;
-pub use request::{ChatRequest, CompletionRequest, Logprobs, Message, Prompt, RequestLimits, Sampling};
+pub use format::{Format, FormatKind};
+pub use message::{Message, PastCall, PastFunction};
+pub use request::{ChatRequest, CompletionRequest, Delivery, Logprobs, Prompt, RequestLimits, Sampling};
 pub use response::{
-    ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatLogprobs, ChatMessage, Completion,
-    CompletionChoice, CompletionLogprobs, FinishReason, Model, ModelList, TokenLogprob, TopLogprob, Usage,
+    CalledFunction, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatLogprobs,
+    ChatMessage, Completion, CompletionChoice, CompletionLogprobs, FinishReason, Model, ModelList, Timings,
+    TokenLogprob, ToolCall, ToolCallDelta, TopLogprob, Usage,
 };
+pub use tools::{Function, ToolChoice, Tools};

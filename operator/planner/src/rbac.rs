@@ -12,7 +12,7 @@ const OPERATOR: &str = "candela-operator";
 
 /// Files of `manifests/rbac`: their names and the objects that they hold.
 pub fn manifests() -> Vec<(&'static str, Vec<Value>)> {
-    vec![
+    let mut files = vec![
         ("role.yaml", vec![operator_role(), operator_binding()]),
         ("user-roles.yaml", vec![view_role(), edit_role()]),
         (
@@ -23,7 +23,9 @@ pub fn manifests() -> Vec<(&'static str, Vec<Value>)> {
                 "resources": ["role.yaml", "user-roles.yaml"],
             })],
         ),
-    ]
+    ];
+    files.iter_mut().flat_map(|(_, objects)| objects).for_each(Value::sort_all_objects);
+    files
 }
 
 fn operator_role() -> Value {

@@ -1,15 +1,16 @@
 //! The handle to a loaded model.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use crate::{
-    CancelToken, EngineConfig, Event, FinishReason, GenerateRequest, LoadError, LoadProgress, ModelFacts,
-    ModelSource, SamplingParams, Sink, SubmitError, TextError,
+    CancelToken, Constraint, ConstraintError, EngineConfig, Event, FinishReason, GenerateRequest, Grammar,
+    LoadError, LoadProgress, ModelFacts, ModelSource, SamplingParams, Sink, SubmitError, TextError,
     admission::{Admission, Pending, Phase},
+    constraint::Compiler,
     load,
     model::BLOCK_TOKENS,
     request, step,
@@ -27,6 +28,8 @@ struct Inner {
     text: Arc<Text>,
     admission: Arc<Admission>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Made when the first constraint is wanted: the trie of a large vocabulary takes tenths of a second and some MB.
+    compiler: OnceLock<Result<Compiler, ConstraintError>>,
 }
 
 /// Whether [`Engine::encode`] adds the tokens that the tokenizer puts around a text, such as begin-of-text.
@@ -98,7 +101,13 @@ impl Engine {
             .spawn(move || worker.run())
             .map_err(LoadError::Thread)?;
         Ok(Self {
-            inner: Arc::new(Inner { facts: loaded.facts, text, admission, thread: Mutex::new(Some(thread)) }),
+            inner: Arc::new(Inner {
+                facts: loaded.facts,
+                text,
+                admission,
+                thread: Mutex::new(Some(thread)),
+                compiler: OnceLock::new(),
+            }),
         })
     }
 
@@ -119,6 +128,18 @@ impl Engine {
     /// Messages as one prompt, by the model's own template.
     pub fn render_chat(&self, request: &ChatRequest) -> Result<String, TextError> {
         self.inner.text.render_chat(request)
+    }
+
+    /// Compiles what an output must be. CPU work of up to seconds: keep it off an async runtime's threads.
+    pub fn constraint(&self, grammar: &Grammar) -> Result<Constraint, ConstraintError> {
+        let new = || Compiler::new(&self.inner.text, self.inner.facts.vocabulary_size);
+        let compiler = self.inner.compiler.get_or_init(new);
+        compiler.as_ref().map_err(Clone::clone)?.compile(grammar)
+    }
+
+    /// Source of the chat template that requests with tools are rendered by.
+    pub fn tool_template(&self) -> Option<&str> {
+        self.inner.text.template.as_ref().map(|template| template.tool_source())
     }
 
     /// Admits a request or says why not; never blocks on the engine.

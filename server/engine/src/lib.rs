@@ -11,6 +11,7 @@
 
 mod admission;
 mod config;
+mod constraint;
 mod contained;
 mod engine;
 mod error;
@@ -32,6 +33,7 @@ mod text;
 mod weights;
 
 pub use config::{EmbeddedFile, EngineConfig, KvType, ModelSource, Quantization};
+pub use constraint::{Constraint, ConstraintError, Grammar};
 pub use contained::panic_is_contained;
 pub use engine::{ChatRequest, Engine, SpecialTokens, Stats, WarmUpError};
 pub use error::{LoadError, LoadPhase, LoadProgress, TextError};

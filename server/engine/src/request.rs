@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::ModelFacts;
+use crate::{Constraint, ModelFacts};
 
 /// Receives the events of one request, in order, on the engine's thread: it must not block (hand over to a
 /// channel with `try_send`). `Break` cancels the request, as [`CancelToken::cancel`] does. Exactly one
@@ -31,6 +31,12 @@ pub struct GenerateRequest {
     pub logprobs: Option<u32>,
     /// Do not end at the model's end-of-text tokens (for load tests).
     pub ignore_eos: bool,
+    /// Neither an end-of-text token nor a stop string ends the output before it has so many tokens. A constraint may,
+    /// once nothing else can follow.
+    pub min_tokens: u32,
+    /// What the output must be. It ends with [`FinishReason::Stop`] once it is whole; cut off by `max_tokens` or a stop
+    /// string, it is a beginning of what it must be.
+    pub constraint: Option<Constraint>,
 }
 
 /// How the next token is chosen. The defaults sample from the model's own distribution.
@@ -214,6 +220,9 @@ pub(crate) fn validate(request: &GenerateRequest, facts: &ModelFacts) -> Result<
     }
     if request.max_tokens == Some(0) {
         return invalid("max_tokens", "is 0; ask for at least 1".to_owned());
+    }
+    if request.max_tokens.is_some_and(|most| most < request.min_tokens) {
+        return invalid("min_tokens", format!("is {}, more than `max_tokens`", request.min_tokens));
     }
     if request.stop.len() > MAX_STOP_STRINGS {
         return invalid("stop", format!("has {} strings, more than {MAX_STOP_STRINGS}", request.stop.len()));

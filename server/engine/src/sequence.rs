@@ -8,6 +8,7 @@ use std::{
 use crate::{
     CancelToken, Event, FinishReason, Finished, Sink, Timings, Token, TokenLogprob, TopLogprob, Usage,
     admission::Pending,
+    constraint::Tracker,
     contained,
     sampler::{self, Sampler},
     text::{Grown, Output, Text},
@@ -28,6 +29,10 @@ pub(crate) struct Sequence {
     logprobs: Option<u32>,
     deadline: Option<Instant>,
     sampler: Sampler,
+    tracker: Option<Tracker>,
+    min_tokens: usize,
+    /// Stop strings that are not looked for until `min_tokens` are there.
+    later_stop: Vec<String>,
     output: Output,
     sink: Sink,
     cancel: CancelToken,
@@ -46,9 +51,14 @@ impl Sequence {
         let n_prompt = request.prompt_tokens.len();
         let room = context_length.saturating_sub(n_prompt);
         let max_output = request.max_tokens.map_or(room, |n| room.min(n as usize));
+        let (stop, later_stop) =
+            if request.min_tokens == 0 { (request.stop, Vec::new()) } else { (Vec::new(), request.stop) };
         Self {
             sampler: Sampler::new(request.sampling, &request.prompt_tokens),
-            output: Output::new(&request.prompt_tokens, request.stop),
+            tracker: request.constraint.map(Tracker::new),
+            min_tokens: request.min_tokens as usize,
+            later_stop,
+            output: Output::new(&request.prompt_tokens, stop),
             tokens: request.prompt_tokens,
             n_prompt,
             blocks,
@@ -96,6 +106,9 @@ impl Sequence {
     /// Chooses a token from the logits after the last one, and sends what became of it.
     pub(crate) fn advance(&mut self, logits: &mut [f32], text: &Text) {
         let plain = self.logprobs.map(|_| logits.to_vec());
+        if let Err(what) = self.restrict(logits, text) {
+            return self.finish(FinishReason::Error(what), text);
+        }
         let id = match self.sampler.sample(logits) {
             Ok(id) => id,
             Err(bad) => return self.finish(FinishReason::Error(bad.to_string()), text),
@@ -105,6 +118,11 @@ impl Sequence {
         if !self.ignore_eos && text.end_of_text.contains(&id) {
             return self.finish(FinishReason::Stop, text);
         }
+        let whole = match self.tracker.as_mut().map(|tracker| tracker.advance(id)) {
+            Some(Err(what)) => return self.finish(FinishReason::Error(what), text),
+            Some(Ok(whole)) => whole,
+            None => false,
+        };
         self.tokens.push(id);
         let logprob = plain.zip(self.logprobs).map(|(plain, n)| logprob(&plain, id, n, text));
         let (piece, stop) = match self.output.push(id, text) {
@@ -114,9 +132,31 @@ impl Sequence {
         self.send(Event::Token(Token { id, text: piece, logprob }));
         if let Some(stop) = stop {
             self.end(FinishReason::Stop, String::new(), Some(stop));
+        } else if whole {
+            self.finish(FinishReason::Stop, text);
         } else if self.n_generated >= self.max_output {
             self.finish(FinishReason::Length, text);
         }
+    }
+
+    /// Makes tokens impossible that may not come next.
+    fn restrict(&mut self, logits: &mut [f32], text: &Text) -> Result<(), String> {
+        if let Some(tracker) = &mut self.tracker {
+            tracker.restrict(logits)?;
+        }
+        if self.n_generated < self.min_tokens {
+            let possible = |logits: &[f32]| logits.iter().any(|x| *x != f32::NEG_INFINITY);
+            let ends = text.end_of_text.iter().map(|id| *id as usize).filter(|id| *id < logits.len());
+            let before: Vec<(usize, f32)> = ends.map(|id| (id, logits[id])).collect();
+            before.iter().for_each(|(id, _)| logits[*id] = f32::NEG_INFINITY);
+            if !possible(logits) {
+                // The constraint leaves nothing but the end.
+                before.into_iter().for_each(|(id, x)| logits[id] = x);
+            }
+        } else if !self.later_stop.is_empty() {
+            self.output.watch(std::mem::take(&mut self.later_stop));
+        }
+        Ok(())
     }
 
     pub(crate) fn finish(&mut self, reason: FinishReason, text: &Text) {

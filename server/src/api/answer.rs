@@ -1,16 +1,15 @@
-//! Turns a generation into an HTTP answer, whole or streamed, in the shape of either route.
+//! Turns generations into an HTTP answer, whole or streamed, in the words of a route.
 
 use std::{convert::Infallible, sync::Arc, time::SystemTime};
 
 use axum::{
-    Json,
     body::Body,
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
 use candela_engine::{FinishReason as EngineReason, Finished, GenerateRequest, TokenLogprob};
 use candela_wire::{
-    openai::{FinishReason, Usage},
+    openai::{CalledFunction, FinishReason, ToolCall, ToolCallDelta, Usage},
     sse,
 };
 use futures::stream;
@@ -18,16 +17,20 @@ use http::{HeaderValue, header};
 use serde::Serialize;
 
 use super::{
+    choices::{Choices, Happened},
     error::ApiError,
-    generation::{Generation, Next},
+    generation::Next,
     prepare::Job,
-    random_hex, served,
+    random_hex,
+    tools::{Notation, Parser, Part},
 };
 use crate::app::App;
 
 /// What all parts of one answer repeat.
+#[derive(Clone, Debug)]
 pub(crate) struct Head {
     pub(crate) id: String,
+    /// Seconds since 1970.
     pub(crate) created: u64,
     pub(crate) model: String,
     pub(crate) fingerprint: String,
@@ -35,188 +38,281 @@ pub(crate) struct Head {
     pub(crate) logprobs: bool,
 }
 
-/// Text that became certain, and the token that made it so.
+impl Head {
+    pub(crate) fn new(id_prefix: &str, job: &Job) -> Self {
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        Self {
+            id: format!("{id_prefix}{}", random_hex()),
+            created: since_epoch.map_or(0, |since| since.as_secs()),
+            model: job.target.name.clone(),
+            fingerprint: job.target.fingerprint.clone(),
+            logprobs: job.request.logprobs.is_some(),
+        }
+    }
+}
+
+/// What became certain, and the token that made it so.
 pub(crate) struct Piece {
-    pub(crate) text: String,
+    pub(crate) content: Content,
     pub(crate) logprob: Option<TokenLogprob>,
 }
 
-/// How a route writes its answers.
-pub(crate) trait Shape: 'static {
-    const ID_PREFIX: &'static str;
-    type Whole: Serialize;
-    type Chunk: Serialize;
-
-    fn whole(head: &Head, pieces: Vec<Piece>, reason: FinishReason, usage: Usage) -> Self::Whole;
-    /// The chunk before the first token, if the route has one.
-    fn opening(head: &Head) -> Option<Self::Chunk>;
-    /// `offset` is the piece's place in the answer, in characters.
-    fn piece(head: &Head, piece: Piece, offset: u64) -> Self::Chunk;
-    fn closing(head: &Head, reason: FinishReason) -> Self::Chunk;
-    fn usage(head: &Head, usage: Usage) -> Self::Chunk;
+pub(crate) enum Content {
+    Text(String),
+    Call(ToolCallDelta),
 }
 
-pub(crate) async fn respond<S: Shape>(app: &Arc<App>, job: Job) -> Result<Response, ApiError> {
-    let served = served(app)?;
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let head = Head {
-        id: format!("{}{}", S::ID_PREFIX, random_hex()),
-        created: since_epoch.map_or(0, |since| since.as_secs()),
-        model: served.name.clone(),
-        fingerprint: served.fingerprint(),
-        logprobs: job.request.logprobs.is_some(),
-    };
-    if !job.stream {
-        check_logprobs(&job.request, served.engine.facts().context_length)?;
+impl Piece {
+    pub(crate) fn text(&self) -> &str {
+        match &self.content {
+            Content::Text(text) => text,
+            Content::Call(_) => "",
+        }
     }
-    let mut generation = Generation::begin(app, job.request, job.arrived)?;
-    if !job.stream {
-        return whole::<S>(app, &head, &mut generation).await;
+}
+
+/// One of the answers, whole.
+pub(crate) struct Choice {
+    pub(crate) pieces: Vec<Piece>,
+    pub(crate) reason: FinishReason,
+}
+
+/// How a route writes its answers. Methods of a stream append frames to `out`; `so_far` is there if the client wants
+/// the usage in every chunk.
+pub(crate) trait Writer: Send + 'static {
+    fn whole(&mut self, choices: Vec<Choice>, usage: Usage) -> Response;
+    /// Before the first piece.
+    fn opening(&mut self, out: &mut String);
+    fn piece(&mut self, index: u32, piece: Piece, so_far: Option<Usage>, out: &mut String);
+    /// After the last piece of one answer.
+    fn closing(&mut self, index: u32, reason: FinishReason, so_far: Option<Usage>, out: &mut String);
+    /// After all answers.
+    fn end(&mut self, usage: Usage, out: &mut String);
+    /// In the place of what was to come. A client must be able to tell a broken answer from a whole one.
+    fn failed(&mut self, err: &ApiError, out: &mut String);
+}
+
+pub(crate) async fn respond<W: Writer>(
+    app: &Arc<App>,
+    job: Job,
+    mut writer: W,
+) -> Result<Response, ApiError> {
+    if !job.delivery.stream {
+        check_logprobs(&job)?;
+    }
+    let mut choices = Choices::begin(app, &job.target, &job.request, job.n, job.arrived)?;
+    let mut voices: Vec<Voice> = (0..job.n).map(|_| Voice::new(&job)).collect();
+    if !job.delivery.stream {
+        let whole = whole(app, &mut choices, &mut voices).await?;
+        return Ok(writer.whole(whole, choices.usage()));
     }
     // What fails before the first token is an HTTP error that a proxy may retry, not an event in a 200.
     let first = loop {
-        match generation.next(app.limits.keep_alive).await? {
-            Next::Silence => {}
+        match choices.next(app.limits.keep_alive).await? {
+            Some(Happened::Silence) => {}
             first => break first,
         }
     };
-    let streaming = Streaming::<S> {
+    let streaming = Streaming {
         app: Arc::clone(app),
-        head,
-        generation: Some(generation),
-        first: Some(first),
+        choices: Some(choices),
+        first,
         opened: false,
-        include_usage: job.include_usage,
-        offset: 0,
-        shape: std::marker::PhantomData,
+        continuous_usage: job.delivery.continuous_usage,
+        voices,
+        writer,
     };
-    let body = Body::from_stream(stream::unfold(streaming, |mut streaming| async {
+    let events = stream::unfold(streaming, |mut streaming| async {
         let bytes = streaming.next().await?;
         Some((Ok::<_, Infallible>(bytes), streaming))
-    }));
+    });
+    Ok(event_stream(Body::from_stream(events)))
+}
+
+/// An answer of server-sent events.
+pub(crate) fn event_stream(body: Body) -> Response {
     let mut response = body.into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     // Asks nginx-like proxies not to collect the stream before passing it on.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    Ok(response)
+    response
 }
 
 /// Log-probabilities that an answer may have which is held until it is whole, a few hundred bytes each.
 const MAX_HELD_LOGPROBS: u64 = 64 << 10;
 
-fn check_logprobs(request: &GenerateRequest, context_length: u32) -> Result<(), ApiError> {
+fn check_logprobs(job: &Job) -> Result<(), ApiError> {
+    held_logprobs(&job.request, job.target.engine.facts().context_length, job.n)
+}
+
+fn held_logprobs(request: &GenerateRequest, context_length: u32, n: u32) -> Result<(), ApiError> {
     let Some(top) = request.logprobs else { return Ok(()) };
     let room = u64::from(context_length).saturating_sub(request.prompt_tokens.len() as u64);
     let tokens = request.max_tokens.map_or(room, |most| room.min(most.into()));
-    if tokens * (1 + u64::from(top)) <= MAX_HELD_LOGPROBS {
+    let each = (1 + u64::from(top)) * u64::from(n);
+    if tokens * each <= MAX_HELD_LOGPROBS {
         return Ok(());
     }
     Err(ApiError::invalid(
         "logprobs",
         format!(
-            "an answer of up to {tokens} tokens with {top} alternatives each would be held until it is whole: set \
+            "{n} answers of up to {tokens} tokens with {top} alternatives each would be held until they are whole: set \
              `stream: true`, or `max_tokens` of at most {}",
-            MAX_HELD_LOGPROBS / (1 + u64::from(top))
+            MAX_HELD_LOGPROBS / each
         ),
     ))
 }
 
-async fn whole<S: Shape>(app: &App, head: &Head, generation: &mut Generation) -> Result<Response, ApiError> {
-    let mut pieces = Vec::new();
-    loop {
-        match generation.next(app.limits.keep_alive).await? {
-            Next::Silence => {}
-            Next::Token(token) => pieces.push(Piece { text: token.text, logprob: token.logprob }),
+async fn whole(app: &App, choices: &mut Choices, voices: &mut [Voice]) -> Result<Vec<Choice>, ApiError> {
+    let mut whole: Vec<Choice> =
+        voices.iter().map(|_| Choice { pieces: Vec::new(), reason: FinishReason::Stop }).collect();
+    while let Some(happened) = choices.next(app.limits.keep_alive).await? {
+        let Happened::Of(index, next) = happened else { continue };
+        let (voice, choice) = (&mut voices[index as usize], &mut whole[index as usize]);
+        match next {
+            Next::Token(token) => choice.pieces.extend(voice.said(&token.text, token.logprob)),
             Next::Finished(finished) => {
-                let (reason, usage) = (reason(&finished), usage(&finished));
-                pieces.push(Piece { text: finished.text, logprob: None });
-                return Ok(Json(S::whole(head, pieces, reason, usage)).into_response());
+                let (pieces, reason) = voice.finished(&finished);
+                choice.pieces.extend(pieces);
+                choice.reason = reason;
             }
         }
     }
+    Ok(whole)
 }
 
-fn reason(finished: &Finished) -> FinishReason {
-    match finished.reason {
-        EngineReason::Length => FinishReason::Length,
-        _ => FinishReason::Stop,
+/// Makes pieces of what one generation says.
+struct Voice {
+    reading: Option<(Notation, Parser)>,
+}
+
+impl Voice {
+    fn new(job: &Job) -> Self {
+        let reading = job.calls.map(|calls| (calls.notation, Parser::new(calls.notation, calls.first_only)));
+        Self { reading }
+    }
+
+    fn said(&mut self, text: &str, mut logprob: Option<TokenLogprob>) -> Vec<Piece> {
+        let n_before = self.n_calls();
+        let parts = match &mut self.reading {
+            None => vec![Part::Text(text.to_owned())],
+            Some((_, parser)) => parser.push(text),
+        };
+        let mut pieces = self.pieces(n_before, parts);
+        match pieces.first_mut() {
+            Some(first) => first.logprob = logprob,
+            // The text comes with a later token.
+            None => pieces.extend(
+                logprob
+                    .take()
+                    .map(|logprob| Piece { content: Content::Text(String::new()), logprob: Some(logprob) }),
+            ),
+        }
+        // Nothing certain yet.
+        pieces.retain(|piece| {
+            piece.logprob.is_some() || !matches!(&piece.content, Content::Text(text) if text.is_empty())
+        });
+        pieces
+    }
+
+    fn finished(&mut self, finished: &Finished) -> (Vec<Piece>, FinishReason) {
+        let mut pieces = self.said(&finished.text, None);
+        let n_before = self.n_calls();
+        let rest = self.reading.as_mut().map(|(_, parser)| parser.finish()).unwrap_or_default();
+        pieces.extend(self.pieces(n_before, rest));
+        let reason = match finished.reason {
+            EngineReason::Length => FinishReason::Length,
+            _ if self.n_calls() > 0 => FinishReason::ToolCalls,
+            _ => FinishReason::Stop,
+        };
+        (pieces, reason)
+    }
+
+    fn n_calls(&self) -> usize {
+        self.reading.as_ref().map_or(0, |(_, parser)| parser.n_calls())
+    }
+
+    fn pieces(&self, n_calls: usize, parts: Vec<Part>) -> Vec<Piece> {
+        let mut index = n_calls as u32;
+        let content = |part| match part {
+            Part::Text(text) => Content::Text(text),
+            Part::Call { name, arguments } => {
+                let notation = self.reading.as_ref().map_or(Notation::Hermes, |(notation, _)| *notation);
+                let id = notation.call_id(&random_hex());
+                let function = CalledFunction { name, arguments };
+                let call = ToolCall { id, kind: "function".to_owned(), function };
+                index += 1;
+                Content::Call(ToolCallDelta { index: index - 1, call })
+            }
+        };
+        parts.into_iter().map(content).map(|content| Piece { content, logprob: None }).collect()
     }
 }
 
-fn usage(finished: &Finished) -> Usage {
-    let (prompt, completion) = (finished.usage.prompt_tokens, finished.usage.completion_tokens);
-    Usage {
-        prompt_tokens: prompt.into(),
-        completion_tokens: completion.into(),
-        total_tokens: u64::from(prompt) + u64::from(completion),
-    }
-}
-
-/// A stream under way. Dropped with the connection, and the generation with it.
-struct Streaming<S> {
+/// A stream under way. Dropped with the connection, and the generations with it.
+struct Streaming<W> {
     app: Arc<App>,
-    head: Head,
     /// `None` once the last bytes are written.
-    generation: Option<Generation>,
-    first: Option<Next>,
+    choices: Option<Choices>,
+    first: Option<Happened>,
     opened: bool,
-    include_usage: bool,
-    offset: u64,
-    shape: std::marker::PhantomData<fn() -> S>,
+    continuous_usage: bool,
+    voices: Vec<Voice>,
+    writer: W,
 }
 
-impl<S: Shape> Streaming<S> {
+impl<W: Writer> Streaming<W> {
     async fn next(&mut self) -> Option<Bytes> {
-        let mut text = String::new();
+        let mut out = String::new();
         if !std::mem::replace(&mut self.opened, true) {
-            text.extend(S::opening(&self.head).map(|chunk| event(&chunk)));
+            self.writer.opening(&mut out);
         }
-        while text.is_empty() || self.first.is_some() {
-            let next = match self.first.take() {
-                Some(first) => Ok(first),
-                None => self.generation.as_mut()?.next(self.app.limits.keep_alive).await,
+        while out.is_empty() || self.first.is_some() {
+            let choices = self.choices.as_mut()?;
+            let happened = match self.first.take() {
+                Some(first) => Ok(Some(first)),
+                None => choices.next(self.app.limits.keep_alive).await,
             };
-            match next {
-                Ok(Next::Silence) => text.push_str(sse::KEEP_ALIVE),
-                Ok(Next::Token(token)) => {
-                    // Nothing certain yet: the text comes with a later token.
-                    if token.text.is_empty() && token.logprob.is_none() {
-                        continue;
+            match happened {
+                Ok(Some(Happened::Silence)) => out.push_str(sse::KEEP_ALIVE),
+                Ok(Some(Happened::Of(index, next))) => {
+                    let so_far = self.continuous_usage.then(|| choices.usage_of(index));
+                    let voice = &mut self.voices[index as usize];
+                    let (pieces, reason) = match next {
+                        Next::Token(token) => (voice.said(&token.text, token.logprob), None),
+                        Next::Finished(finished) => {
+                            let (pieces, reason) = voice.finished(&finished);
+                            (pieces, Some(reason))
+                        }
+                    };
+                    for piece in pieces {
+                        self.writer.piece(index, piece, so_far, &mut out);
                     }
-                    text.push_str(&self.piece(Piece { text: token.text, logprob: token.logprob }));
+                    if let Some(reason) = reason {
+                        self.writer.closing(index, reason, so_far, &mut out);
+                    }
                 }
-                Ok(Next::Finished(finished)) => {
-                    self.generation = None;
-                    let (reason, usage) = (reason(&finished), usage(&finished));
-                    if !finished.text.is_empty() {
-                        text.push_str(&self.piece(Piece { text: finished.text, logprob: None }));
-                    }
-                    text.push_str(&event(&S::closing(&self.head, reason)));
-                    if self.include_usage {
-                        text.push_str(&event(&S::usage(&self.head, usage)));
-                    }
-                    text.push_str(&sse::frame(sse::DONE));
+                Ok(None) => {
+                    let usage = choices.usage();
+                    self.choices = None;
+                    self.writer.end(usage, &mut out);
+                    break;
                 }
-                // No `[DONE]`: a client must be able to tell a broken answer from a whole one.
                 Err(err) => {
-                    self.generation = None;
-                    text.push_str(&event(&err.body()));
+                    self.choices = None;
+                    self.writer.failed(&err, &mut out);
+                    break;
                 }
             }
         }
-        Some(Bytes::from(text))
-    }
-
-    fn piece(&mut self, piece: Piece) -> String {
-        let offset = self.offset;
-        self.offset += piece.text.chars().count() as u64;
-        event(&S::piece(&self.head, piece, offset))
+        Some(Bytes::from(out))
     }
 }
 
-fn event(chunk: &impl Serialize) -> String {
+/// A frame with `chunk` as JSON.
+pub(crate) fn event(chunk: &impl Serialize) -> String {
     sse::frame(&serde_json::to_string(chunk).expect("plain data with string keys serialises"))
 }
 
@@ -232,28 +328,11 @@ mod tests {
             logprobs,
             ..GenerateRequest::default()
         };
-        assert!(check_logprobs(&request(None, None), 1 << 20).is_ok());
-        assert!(check_logprobs(&request(None, Some(20)), 1024).is_ok());
-        assert!(check_logprobs(&request(None, Some(20)), 32 << 10).is_err());
-        assert!(check_logprobs(&request(Some(3000), Some(20)), 32 << 10).is_ok());
-        assert!(check_logprobs(&request(Some(u32::MAX), Some(0)), 32 << 10).is_ok());
-    }
-
-    #[test]
-    fn an_answer_without_tokens_has_an_empty_list_of_logprobs() {
-        let whole = |logprobs| {
-            let head = Head {
-                id: String::new(),
-                created: 0,
-                model: "m".to_owned(),
-                fingerprint: String::new(),
-                logprobs,
-            };
-            let usage = Usage { prompt_tokens: 1, completion_tokens: 0, total_tokens: 1 };
-            let answer = super::super::chat::Chat::whole(&head, Vec::new(), FinishReason::Stop, usage);
-            serde_json::to_value(answer).unwrap()["choices"][0]["logprobs"].clone()
-        };
-        assert_eq!(whole(true)["content"], serde_json::json!([]));
-        assert_eq!(whole(false), serde_json::Value::Null);
+        assert!(held_logprobs(&request(None, None), 1 << 20, 8).is_ok());
+        assert!(held_logprobs(&request(None, Some(20)), 1024, 1).is_ok());
+        assert!(held_logprobs(&request(None, Some(20)), 32 << 10, 1).is_err());
+        assert!(held_logprobs(&request(Some(3000), Some(20)), 32 << 10, 1).is_ok());
+        assert!(held_logprobs(&request(Some(3000), Some(20)), 32 << 10, 2).is_err());
+        assert!(held_logprobs(&request(Some(u32::MAX), Some(0)), 32 << 10, 1).is_ok());
     }
 }

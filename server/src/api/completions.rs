@@ -3,20 +3,25 @@
 use std::sync::Arc;
 
 use axum::{
+    Json,
     extract::{Request, State},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use candela_engine::{SpecialTokens, TokenLogprob};
-use candela_wire::openai::{
-    Completion, CompletionChoice, CompletionLogprobs, CompletionRequest, FinishReason, Prompt, Usage,
+use candela_wire::{
+    openai::{
+        Completion, CompletionChoice, CompletionLogprobs, CompletionRequest, FinishReason, Prompt, Usage,
+    },
+    sse,
 };
+use tokio::time::Instant;
 
 use super::{
-    answer::{self, Head, Piece, Shape},
+    answer::{self, Choice, Head, Piece, Writer, event},
     chat::finite,
     error::ApiError,
     no_such_model,
-    prepare::{self, Job, generate_request},
+    prepare::{self, Job, generate_request, held_to},
 };
 use crate::{app::App, model::Served};
 
@@ -24,108 +29,137 @@ use crate::{app::App, model::Served};
 const DEFAULT_MAX_TOKENS: u32 = 16;
 
 pub(crate) async fn handle(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let job = prepare::job(&app, request, parse).await?;
-    answer::respond::<Text>(&app, job).await
+    let (job, ()) = prepare::job(&app, request, parse).await?;
+    let head = Head::new("cmpl-", &job);
+    let offsets = vec![0; job.n as usize];
+    let writer = Text { head, offsets, include_usage: job.delivery.include_usage };
+    answer::respond(&app, job, writer).await
 }
 
-fn parse(app: &App, served: &Served, body: &[u8]) -> Result<Job, ApiError> {
+fn parse(app: &App, served: &Served, body: &[u8]) -> Result<(Job, ()), ApiError> {
     let mut request = CompletionRequest::parse(body, &app.limits.shape).map_err(ApiError::Invalid)?;
     if request.model != served.name {
         return Err(no_such_model(&request.model, served));
     }
+    let tokens = prompt_tokens(served, request.prompt, "prompt")?;
+    if request.sampling.max_tokens.is_none() {
+        let context_length = served.engine.facts().context_length;
+        let room = context_length.saturating_sub(tokens.len().try_into().unwrap_or(u32::MAX));
+        let wanted = DEFAULT_MAX_TOKENS.max(request.sampling.min_tokens);
+        request.sampling.max_tokens = Some(wanted.min(room).max(request.sampling.min_tokens).max(1));
+    }
+    let mut engine_request = generate_request(served, tokens, request.sampling, request.logprobs)?;
+    if let Some(format) = &request.format {
+        engine_request.constraint = Some(held_to(&served.engine, format)?);
+    }
+    let job = Job {
+        target: prepare::Target::of(served),
+        arrived: Instant::now(),
+        request: engine_request,
+        n: request.n,
+        calls: None,
+        delivery: request.delivery,
+    };
+    Ok((job, ()))
+}
+
+/// A text as the model reads it; `param` is the field that it came from.
+pub(super) fn prompt_tokens(served: &Served, prompt: Prompt, param: &str) -> Result<Vec<u32>, ApiError> {
     let facts = served.engine.facts();
-    let tokens = match request.prompt {
+    let tokens = match prompt {
         Prompt::Text(text) => {
             let encoded = served.engine.encode(&text, SpecialTokens::Add);
-            encoded.map_err(|err| ApiError::text(&err, "prompt"))?
+            encoded.map_err(|err| ApiError::text(&err, param))?
         }
         Prompt::Tokens(tokens) => {
             if let Some(at) = tokens.iter().position(|id| *id >= facts.vocabulary_size) {
-                let message = format!("`prompt[{at}]` is no token: ids are below {}", facts.vocabulary_size);
-                return Err(ApiError::invalid("prompt", message));
+                let message = format!("`{param}[{at}]` is no token: ids are below {}", facts.vocabulary_size);
+                return Err(ApiError::invalid(param, message));
             }
             tokens
         }
     };
     if tokens.is_empty() {
-        let message = "`prompt` is empty, and this model has no token to begin a text with";
-        return Err(ApiError::invalid("prompt", message));
+        let message = format!("`{param}` is empty, and this model has no token to begin a text with");
+        return Err(ApiError::invalid(param, message));
     }
-    if request.sampling.max_tokens.is_none() {
-        let room = facts.context_length.saturating_sub(tokens.len().try_into().unwrap_or(u32::MAX));
-        request.sampling.max_tokens = Some(DEFAULT_MAX_TOKENS.min(room).max(1));
-    }
-    let engine_request = generate_request(served, tokens, request.sampling, request.logprobs)?;
-    Ok(Job {
-        arrived: tokio::time::Instant::now(),
-        request: engine_request,
-        stream: request.stream,
-        include_usage: request.include_usage,
-    })
+    Ok(tokens)
 }
 
 /// Answers of this route; chunks look like whole answers.
-struct Text;
+struct Text {
+    head: Head,
+    /// Characters of each answer that are written.
+    offsets: Vec<u64>,
+    include_usage: bool,
+}
 
-impl Shape for Text {
-    const ID_PREFIX: &'static str = "cmpl-";
-    type Whole = Completion;
-    type Chunk = Completion;
-
-    fn whole(head: &Head, pieces: Vec<Piece>, reason: FinishReason, usage: Usage) -> Completion {
-        let mut text = String::new();
-        let mut offset = 0;
-        let mut logprobs = head.logprobs.then(CompletionLogprobs::default);
-        for piece in pieces {
-            if let Some(value) = piece.logprob {
-                push(logprobs.get_or_insert_default(), value, offset);
+impl Writer for Text {
+    fn whole(&mut self, choices: Vec<Choice>, usage: Usage) -> Response {
+        let one = |(whole, index): (Choice, u32)| {
+            let mut text = String::new();
+            let mut offset = 0;
+            let mut logprobs = self.head.logprobs.then(CompletionLogprobs::default);
+            for piece in whole.pieces {
+                text.push_str(piece.text());
+                let n = piece.text().chars().count() as u64;
+                if let Some(value) = piece.logprob {
+                    push(logprobs.get_or_insert_default(), value, offset);
+                }
+                offset += n;
             }
-            offset += piece.text.chars().count() as u64;
-            text.push_str(&piece.text);
-        }
-        completion(head, vec![choice(text, logprobs, Some(reason))], Some(usage))
+            CompletionChoice { index, text, logprobs, finish_reason: Some(whole.reason) }
+        };
+        let choices = choices.into_iter().zip(0..).map(one).collect();
+        Json(self.completion(choices, Some(usage))).into_response()
     }
 
-    fn opening(_head: &Head) -> Option<Completion> {
-        None
-    }
+    fn opening(&mut self, _out: &mut String) {}
 
-    fn piece(head: &Head, piece: Piece, offset: u64) -> Completion {
+    fn piece(&mut self, index: u32, piece: Piece, so_far: Option<Usage>, out: &mut String) {
+        let text = piece.text().to_owned();
+        let offset = &mut self.offsets[index as usize];
         let logprobs = piece.logprob.map(|value| {
             let mut logprobs = CompletionLogprobs::default();
-            push(&mut logprobs, value, offset);
+            push(&mut logprobs, value, *offset);
             logprobs
         });
-        completion(head, vec![choice(piece.text, logprobs, None)], None)
+        *offset += text.chars().count() as u64;
+        let choice = CompletionChoice { index, text, logprobs, finish_reason: None };
+        out.push_str(&event(&self.completion(vec![choice], so_far)));
     }
 
-    fn closing(head: &Head, reason: FinishReason) -> Completion {
-        completion(head, vec![choice(String::new(), None, Some(reason))], None)
+    fn closing(&mut self, index: u32, reason: FinishReason, so_far: Option<Usage>, out: &mut String) {
+        let text = String::new();
+        let choice = CompletionChoice { index, text, logprobs: None, finish_reason: Some(reason) };
+        out.push_str(&event(&self.completion(vec![choice], so_far)));
     }
 
-    fn usage(head: &Head, usage: Usage) -> Completion {
-        completion(head, Vec::new(), Some(usage))
+    fn end(&mut self, usage: Usage, out: &mut String) {
+        if self.include_usage {
+            out.push_str(&event(&self.completion(Vec::new(), Some(usage))));
+        }
+        out.push_str(&sse::frame(sse::DONE));
+    }
+
+    fn failed(&mut self, err: &ApiError, out: &mut String) {
+        out.push_str(&event(&err.body()));
     }
 }
 
-fn completion(head: &Head, choices: Vec<CompletionChoice>, usage: Option<Usage>) -> Completion {
-    Completion {
-        id: head.id.clone(),
-        object: "text_completion".to_owned(),
-        created: head.created,
-        model: head.model.clone(),
-        system_fingerprint: Some(head.fingerprint.clone()),
-        choices,
-        usage,
+impl Text {
+    fn completion(&self, choices: Vec<CompletionChoice>, usage: Option<Usage>) -> Completion {
+        let head = &self.head;
+        Completion {
+            id: head.id.clone(),
+            object: "text_completion".to_owned(),
+            created: head.created,
+            model: head.model.clone(),
+            system_fingerprint: Some(head.fingerprint.clone()),
+            choices,
+            usage,
+        }
     }
-}
-
-fn choice(
-    text: String,
-    logprobs: Option<CompletionLogprobs>,
-    finish_reason: Option<FinishReason>,
-) -> CompletionChoice {
-    CompletionChoice { index: 0, text, logprobs, finish_reason }
 }
 
 fn push(logprobs: &mut CompletionLogprobs, of: TokenLogprob, offset: u64) {

@@ -9,13 +9,13 @@ use std::{
     time::Duration,
 };
 
-use candela_engine::{CancelToken, Event, FinishReason, Finished, GenerateRequest, Token};
+use candela_engine::{CancelToken, Engine, Event, FinishReason, Finished, GenerateRequest, Token};
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 
-use super::{error::ApiError, prepare::request_limit, served};
+use super::{error::ApiError, prepare::request_limit};
 use crate::{
     app::App,
     lifecycle::{InFlight, Stage},
@@ -43,18 +43,16 @@ pub(crate) struct Generation {
 pub(crate) enum Next {
     Token(Token),
     Finished(Finished),
-    /// Nothing for the time that was asked for.
-    Silence,
 }
 
 impl Generation {
     /// Admits `request`, or says why not.
     pub(crate) fn begin(
         app: &Arc<App>,
+        engine: &Engine,
         request: GenerateRequest,
         arrived: Instant,
     ) -> Result<Self, ApiError> {
-        let engine = &served(app)?.engine;
         let (prompt_tokens, max_tokens) = (request.prompt_tokens.len() as u64, request.max_tokens);
         let (sender, events) = mpsc::channel(app.limits.unread_tokens.max(1));
         let overflowed = Arc::new(AtomicBool::new(false));
@@ -83,8 +81,8 @@ impl Generation {
         })
     }
 
-    /// The next event; [`Next::Silence`] after `patience` without one.
-    pub(crate) async fn next(&mut self, patience: Duration) -> Result<Next, ApiError> {
+    /// The next event. Nothing is lost if it is dropped while it waits.
+    pub(crate) async fn next(&mut self) -> Result<Next, ApiError> {
         let first_token = self.app.config.timeouts.first_token_ms.map(Duration::from_millis);
         let late = async {
             match first_token.filter(|_| self.last_token.is_none()) {
@@ -100,7 +98,7 @@ impl Generation {
         let overdue = sleep_until(self.arrived + limit + ENGINE_SLACK);
         let received = tokio::select! {
             biased;
-            received = timeout(patience, self.events.recv()) => received,
+            received = self.events.recv() => received,
             () = overdue => return self.fail("request_timeout", ApiError::Deadline { limit }),
             limit = late => return self.fail("first_token_timeout", ApiError::FirstToken { limit }),
             () = self.app.lifecycle.reached(Stage::Ending) => {
@@ -108,16 +106,15 @@ impl Generation {
             }
         };
         match received {
-            Err(_) => Ok(Next::Silence),
-            Ok(Some(Event::Token(token))) => {
+            Some(Event::Token(token)) => {
                 self.count_token();
                 Ok(Next::Token(token))
             }
-            Ok(Some(Event::Finished(finished))) => self.finished(finished),
-            Ok(None) if self.overflowed.load(Ordering::Acquire) => {
+            Some(Event::Finished(finished)) => self.finished(finished),
+            None if self.overflowed.load(Ordering::Acquire) => {
                 self.fail("client_too_slow", ApiError::SlowReader)
             }
-            Ok(None) => self.fail("error", ApiError::Engine("the engine let go of it".to_owned())),
+            None => self.fail("error", ApiError::Engine("the engine let go of it".to_owned())),
         }
     }
 

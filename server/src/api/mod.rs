@@ -3,11 +3,13 @@
 mod answer;
 mod body;
 mod chat;
+mod choices;
 mod completions;
 mod error;
 mod generation;
 mod openapi;
 mod prepare;
+mod tools;
 
 use std::sync::Arc;
 

@@ -1,7 +1,11 @@
 //! `GET /openapi.json`: the API as OpenAPI 3.1, checked against the routes and against real requests by tests.
 
+mod schemas;
+
 use axum::Json;
 use serde_json::{Value, json};
+
+use schemas::{reference, schemas};
 
 pub(crate) async fn handle() -> Json<Value> {
     Json(document())
@@ -65,10 +69,6 @@ fn generate(summary: &str, operation: &str, schema: &str) -> Value {
     })
 }
 
-fn reference(schema: &str) -> Value {
-    json!({ "$ref": format!("#/components/schemas/{schema}") })
-}
-
 fn ok(schema: &str) -> Value {
     json!({ "description": "OK", "content": { "application/json": { "schema": reference(schema) } } })
 }
@@ -82,126 +82,6 @@ fn busy(description: &str) -> Value {
         "description": description,
         "headers": { "Retry-After": { "schema": { "type": "integer", "minimum": 1 } } },
         "content": { "application/json": { "schema": reference("Error") } }
-    })
-}
-
-fn merged(mut own: Value, shared: &Value) -> Value {
-    if let (Some(own), Some(shared)) = (own.as_object_mut(), shared.as_object()) {
-        own.extend(shared.clone());
-    }
-    own
-}
-
-fn object(required: &[&str], properties: Value) -> Value {
-    json!({ "type": "object", "required": required, "properties": properties })
-}
-
-fn schemas() -> Value {
-    let text = json!({ "type": "string" });
-    let count = json!({ "type": "integer", "minimum": 0 });
-    let sampling = json!({
-        "model": { "type": "string" },
-        "max_tokens": { "type": ["integer", "null"], "minimum": 1 },
-        "temperature": { "type": ["number", "null"], "minimum": 0, "maximum": 2 },
-        "top_p": { "type": ["number", "null"], "minimum": 0, "maximum": 1 },
-        "top_k": { "type": ["integer", "null"], "minimum": 0 },
-        "seed": { "type": ["integer", "null"] },
-        "presence_penalty": { "type": ["number", "null"], "minimum": -2, "maximum": 2 },
-        "frequency_penalty": { "type": ["number", "null"], "minimum": -2, "maximum": 2 },
-        "repetition_penalty": { "type": ["number", "null"], "minimum": 0.01, "maximum": 10 },
-        "logit_bias": {
-            "type": ["object", "null"], "maxProperties": 1024,
-            "additionalProperties": { "type": "number", "minimum": -100, "maximum": 100 }
-        },
-        "stop": { "oneOf": [
-            { "type": "null" }, { "type": "string" }, { "type": "array", "maxItems": 4, "items": { "type": "string" } }
-        ]},
-        "stream": { "type": ["boolean", "null"] },
-        "stream_options": {
-            "type": ["object", "null"], "properties": { "include_usage": { "type": ["boolean", "null"] } },
-            "description": "With `stream: true` only"
-        },
-        "n": { "type": ["integer", "null"], "const": 1 },
-        "user": { "type": ["string", "null"] }
-    });
-    let message = json!({
-        "type": "object", "required": ["role", "content"],
-        "properties": {
-            "role": { "enum": ["system", "developer", "user", "assistant"] },
-            "content": { "oneOf": [{ "type": "string" }, { "type": "array", "items": {
-                "type": "object", "required": ["type", "text"],
-                "properties": { "type": { "const": "text" }, "text": { "type": "string" } }
-            }}]},
-            "name": { "type": ["string", "null"] }
-        }
-    });
-    let chat_fields = merged(
-        json!({
-            "messages": { "type": "array", "minItems": 1, "items": message },
-            "max_completion_tokens": { "type": ["integer", "null"], "minimum": 1 },
-            "logprobs": { "type": ["boolean", "null"] },
-            "top_logprobs": { "type": ["integer", "null"], "minimum": 0, "maximum": 20 },
-            "response_format": { "type": ["object", "null"], "properties": { "type": { "const": "text" } } }
-        }),
-        &sampling,
-    );
-    let prompt = json!({ "oneOf": [
-        { "type": "string" },
-        { "type": "array", "minItems": 1, "items": { "type": "integer", "minimum": 0 } },
-        { "type": "array", "minItems": 1, "maxItems": 1, "items": { "type": "string" } },
-        { "type": "array", "minItems": 1, "maxItems": 1, "items": { "type": "array", "items": { "type": "integer" } } }
-    ]});
-    let text_fields = merged(
-        json!({
-            "prompt": prompt,
-            "logprobs": { "type": ["integer", "null"], "minimum": 0, "maximum": 5 }
-        }),
-        &sampling,
-    );
-    let head = json!({
-        "id": text, "object": text, "created": count, "model": text,
-        "system_fingerprint": { "type": ["string", "null"] }
-    });
-    let finish = json!({ "enum": ["stop", "length", null] });
-    let answer = object(&["role", "content"], json!({ "role": { "const": "assistant" }, "content": text }));
-    let chat_choice = object(
-        &["index", "message", "finish_reason"],
-        json!({
-            "index": count, "message": answer, "logprobs": { "type": ["object", "null"] }, "finish_reason": finish
-        }),
-    );
-    let text_choice = object(
-        &["index", "text", "finish_reason"],
-        json!({
-            "index": count, "text": text, "logprobs": { "type": ["object", "null"] }, "finish_reason": finish
-        }),
-    );
-    let required = ["id", "object", "created", "model", "choices", "usage"];
-    let usage_fields = json!({ "prompt_tokens": count, "completion_tokens": count, "total_tokens": count });
-    let usage = object(&["prompt_tokens", "completion_tokens", "total_tokens"], usage_fields);
-    let whole = |choice: Value| {
-        let own = json!({ "choices": { "type": "array", "items": choice }, "usage": usage });
-        object(&required, merged(own, &head))
-    };
-    let nullable = json!({ "type": ["string", "null"] });
-    let detail = object(
-        &["message", "type", "param", "code"],
-        json!({
-            "message": text, "type": text, "param": nullable, "code": nullable
-        }),
-    );
-    json!({
-        "ChatRequest": merged(object(&["model", "messages"], chat_fields), &json!({ "additionalProperties": false })),
-        "CompletionRequest": merged(object(&["model", "prompt"], text_fields), &json!({ "additionalProperties": false })),
-        "Chat": whole(chat_choice),
-        "Completion": whole(text_choice),
-        "Model": object(&["id", "object", "created", "owned_by"], json!({
-            "id": text, "object": { "const": "model" }, "created": count, "owned_by": text
-        })),
-        "ModelList": object(&["object", "data"], json!({
-            "object": { "const": "list" }, "data": { "type": "array", "items": reference("Model") }
-        })),
-        "Error": object(&["error"], json!({ "error": detail }))
     })
 }
 

@@ -4,30 +4,67 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::extract::Request;
-use candela_engine::{GenerateRequest, SamplingParams};
-use candela_wire::openai::{Logprobs, Sampling};
-
+use candela_engine::{Constraint, ConstraintError, Engine, GenerateRequest, Grammar, SamplingParams};
+use candela_wire::openai::{Delivery, Format, FormatKind, InvalidField, Logprobs, Sampling};
 use tokio::time::Instant;
 
-use super::{body, error::ApiError, served};
+use super::{body, error::ApiError, served, tools::Notation};
 use crate::{app::App, model::Served};
 
-/// What both kinds of request come down to.
+/// The model that answers a request, found once and kept until the answer is whole.
+#[derive(Clone)]
+pub(crate) struct Target {
+    pub(crate) engine: Engine,
+    pub(crate) name: String,
+    pub(crate) fingerprint: String,
+}
+
+impl Target {
+    pub(crate) fn of(served: &Served) -> Self {
+        Self { engine: served.engine.clone(), name: served.name.clone(), fingerprint: served.fingerprint() }
+    }
+}
+
+/// What all requests for text come down to.
 pub(crate) struct Job {
+    pub(crate) target: Target,
     pub(crate) request: GenerateRequest,
-    pub(crate) stream: bool,
-    pub(crate) include_usage: bool,
+    /// Answers wanted.
+    pub(crate) n: u32,
+    /// How calls of tools are read from an answer; `None` = it is text.
+    pub(crate) calls: Option<Calls>,
+    pub(crate) delivery: Delivery,
     /// When its head was read; every time limit counts from here.
     pub(crate) arrived: Instant,
 }
 
-/// Reads the body, then lets `parse` turn it into a job on a blocking thread.
-pub(crate) async fn job(
+#[derive(Clone, Copy)]
+pub(crate) struct Calls {
+    pub(crate) notation: Notation,
+    /// Further calls of an answer are left out.
+    pub(crate) first_only: bool,
+}
+
+/// Reads the body, then lets `parse` turn it into a job on a blocking thread. `T` is what the route keeps of the request
+/// for its answer.
+pub(crate) async fn job<T: Send + 'static>(
     app: &Arc<App>,
     request: Request,
-    parse: fn(&App, &Served, &[u8]) -> Result<Job, ApiError>,
-) -> Result<Job, ApiError> {
+    parse: fn(&App, &Served, &[u8]) -> Result<(Job, T), ApiError>,
+) -> Result<(Job, T), ApiError> {
     let arrived = Instant::now();
+    let (mut job, kept) = parsed(app, request, parse).await?;
+    job.arrived = arrived;
+    job.request.deadline = Some((arrived + request_limit(app)).into_std());
+    Ok((job, kept))
+}
+
+/// Reads the body, then runs `parse` on a blocking thread, of which a bounded number is busy so.
+pub(crate) async fn parsed<T: Send + 'static>(
+    app: &Arc<App>,
+    request: Request,
+    parse: fn(&App, &Served, &[u8]) -> Result<T, ApiError>,
+) -> Result<T, ApiError> {
     // Before the body: nobody should upload megabytes to be told to come back.
     let context_length = served(app)?.engine.facts().context_length;
     let (body, room) = body::read(app, context_length, request).await?;
@@ -35,7 +72,6 @@ pub(crate) async fn job(
     let preparing = Arc::clone(&app.preparing).try_acquire_owned().map_err(|_| full)?;
     let closed = |_| ApiError::ShuttingDown;
     let tokenising = Arc::clone(&app.tokenising).acquire_owned().await.map_err(closed)?;
-    let limit = request_limit(app);
     let app = Arc::clone(app);
     let work = move || {
         let _permits = (preparing, tokenising, room);
@@ -43,10 +79,7 @@ pub(crate) async fn job(
         parse(&app, served(&app)?, &body)
     };
     // It ends without a result only if it panicked, and then so does the process.
-    let mut job = tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::ShuttingDown)??;
-    job.arrived = arrived;
-    job.request.deadline = Some((arrived + limit).into_std());
-    Ok(job)
+    tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::ShuttingDown)?
 }
 
 /// Puts a tokenised prompt and the request's wishes together.
@@ -57,7 +90,7 @@ pub(crate) fn generate_request(
     logprobs: Logprobs,
 ) -> Result<GenerateRequest, ApiError> {
     let context_length = served.engine.facts().context_length;
-    let wanted = wishes.max_tokens.unwrap_or(1);
+    let wanted = wishes.max_tokens.unwrap_or(1).max(wishes.min_tokens);
     if prompt_tokens.len() as u64 + u64::from(wanted) > u64::from(context_length) {
         let max_tokens = wanted;
         return Err(ApiError::ContextLength {
@@ -73,7 +106,7 @@ pub(crate) fn generate_request(
         // OpenAI allows 0, which can only mean "the likeliest".
         top_p: number(wishes.top_p, defaults.top_p).max(1e-6),
         top_k: wishes.top_k.unwrap_or(defaults.top_k),
-        min_p: defaults.min_p,
+        min_p: number(wishes.min_p, defaults.min_p),
         // Any integer is a seed; which one does not matter.
         seed: wishes.seed.map(|seed| seed as u64),
         presence_penalty: number(wishes.presence_penalty, defaults.presence_penalty),
@@ -89,7 +122,32 @@ pub(crate) fn generate_request(
         // Set by [`job`], from the arrival.
         deadline: None,
         logprobs: logprobs.map(u32::from),
-        ignore_eos: false,
+        ignore_eos: wishes.ignore_eos,
+        min_tokens: wishes.min_tokens,
+        constraint: None,
+    })
+}
+
+/// What an answer of this form must be.
+pub(crate) fn held_to(engine: &Engine, format: &Format) -> Result<Constraint, ApiError> {
+    let grammar = match &format.kind {
+        FormatKind::JsonObject => Grammar::json_object(),
+        FormatKind::JsonSchema(schema) => Grammar::JsonSchema(schema.clone()),
+        FormatKind::Regex(regex) => Grammar::Regex(regex.clone()),
+        FormatKind::Choice(texts) => Grammar::Choice(texts.clone()),
+        FormatKind::Grammar(text) => Grammar::Lark(text.clone()),
+    };
+    constraint(engine, &grammar, format.param)
+}
+
+/// `param` is the field that asked for it.
+pub(crate) fn constraint(engine: &Engine, grammar: &Grammar, param: &str) -> Result<Constraint, ApiError> {
+    engine.constraint(grammar).map_err(|err| match err {
+        ConstraintError::Refused(_) | ConstraintError::TooLarge(_) => {
+            ApiError::invalid(param, format!("`{param}` cannot be kept to: {err}"))
+        }
+        ConstraintError::Busy => ApiError::QueueFull { retry_after: Duration::from_secs(1) },
+        ConstraintError::Model(_) => ApiError::Invalid(InvalidField::unsupported(param, err.to_string())),
     })
 }
 

@@ -69,7 +69,11 @@ pub(crate) fn model_files(model: &TinyModel) -> Repo {
 
 /// Fetches `model` from a hub, as an init step would; the folder to serve from.
 pub(crate) async fn fetched(model: &TinyModel) -> TempDir {
-    let hub = Hub::start(BTreeMap::from([("org/tiny".into(), model_files(model))])).await.unwrap();
+    fetched_files(model_files(model)).await
+}
+
+async fn fetched_files(files: Repo) -> TempDir {
+    let hub = Hub::start(BTreeMap::from([("org/tiny".into(), files)])).await.unwrap();
     let dir = TempDir::new().unwrap();
     fetch::run(fetch_options(config("hf://org/tiny"), dir.path(), &hub.endpoint), None).await.unwrap();
     dir
@@ -102,8 +106,23 @@ impl Server {
         server
     }
 
+    /// With another chat template than tiny models have.
+    pub(crate) async fn with_template(model: &TinyModel, template: &str) -> Self {
+        let mut files = model_files(model);
+        let config = files.files.get_mut("tokenizer_config.json").unwrap();
+        let mut json: Value = serde_json::from_slice(config).unwrap();
+        json["chat_template"] = template.into();
+        *config = json.to_string().into();
+        let server = Self::over(fetched_files(files).await, |_| {}).await;
+        until("the server is ready", || async { server.probe("readyz").await == 200 }).await;
+        server
+    }
+
     pub(crate) async fn starting(model: &TinyModel, change: impl FnOnce(&mut serve::Options)) -> Self {
-        let models = fetched(model).await;
+        Self::over(fetched(model).await, change).await
+    }
+
+    async fn over(models: TempDir, change: impl FnOnce(&mut serve::Options)) -> Self {
         let mut options = serve::Options::new(config("hf://org/tiny"));
         options.models_dir = models.path().to_owned();
         options.listen = ([127, 0, 0, 1], 0).into();

@@ -63,12 +63,21 @@ impl Fields {
     }
 
     pub(super) fn required(&mut self, name: &str) -> Result<Value, InvalidField> {
+        self.take(name).ok_or_else(|| self.missing(name))
+    }
+
+    pub(super) fn required_string(&mut self, name: &str) -> Result<String, InvalidField> {
+        let value = self.required(name)?;
+        string_at(&self.path(name), value)
+    }
+
+    pub(super) fn missing(&self, name: &str) -> InvalidField {
         let path = self.path(name);
-        self.take(name).ok_or_else(|| InvalidField {
+        InvalidField {
             message: format!("`{path}` is required"),
             param: Some(path),
             code: "missing_required_parameter",
-        })
+        }
     }
 
     pub(super) fn string(&mut self, name: &str) -> Result<Option<String>, InvalidField> {
@@ -173,5 +182,23 @@ fn kind(value: &Value) -> String {
         Value::String(_) => "a string".to_owned(),
         Value::Array(_) => "a list".to_owned(),
         Value::Object(_) => "an object".to_owned(),
+    }
+}
+
+pub(super) fn is_one(value: &Value) -> bool {
+    value.as_u64() == Some(1)
+}
+
+pub(super) fn is_false(value: &Value) -> bool {
+    *value == Value::Bool(false)
+}
+
+pub(super) fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
     }
 }

@@ -1,9 +1,13 @@
 //! Requests for text. Parsing refuses what the server would have to ignore: see [`Fields::finish`].
 
-use serde::Serialize;
 use serde_json::Value;
 
-use super::fields::{Fields, InvalidField, list_at, string_at, wrong};
+use super::{
+    fields::{Fields, InvalidField, is_empty, is_false, is_one, list_at, string_at, wrong},
+    format::{Format, response_format, structured_outputs},
+    message::{Message, messages_at},
+    tools::{Tools, tools},
+};
 
 /// Bounds on the shape of a request; those on tokens come after tokenising.
 #[derive(Clone, Copy, Debug)]
@@ -13,11 +17,19 @@ pub struct RequestLimits {
     pub max_stop_bytes: usize,
     /// Prompts given as token ids.
     pub max_prompt_tokens: usize,
+    /// Answers to one prompt.
+    pub max_choices: u32,
 }
 
 impl Default for RequestLimits {
     fn default() -> Self {
-        Self { max_messages: 4096, max_stop_sequences: 4, max_stop_bytes: 256, max_prompt_tokens: 1 << 20 }
+        Self {
+            max_messages: 4096,
+            max_stop_sequences: 4,
+            max_stop_bytes: 256,
+            max_prompt_tokens: 1 << 20,
+            max_choices: 8,
+        }
     }
 }
 
@@ -29,8 +41,11 @@ pub struct ChatRequest {
     pub sampling: Sampling,
     /// Alternatives per token, if log probabilities are wanted.
     pub logprobs: Logprobs,
-    pub stream: bool,
-    pub include_usage: bool,
+    pub tools: Option<Tools>,
+    pub format: Option<Format>,
+    /// Answers wanted.
+    pub n: u32,
+    pub delivery: Delivery,
 }
 
 /// `POST /v1/completions`.
@@ -40,21 +55,24 @@ pub struct CompletionRequest {
     pub prompt: Prompt,
     pub sampling: Sampling,
     pub logprobs: Logprobs,
+    pub format: Option<Format>,
+    /// Answers wanted.
+    pub n: u32,
+    pub delivery: Delivery,
+}
+
+/// How an answer is to arrive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Delivery {
     pub stream: bool,
+    /// A last chunk with the usage of the whole.
     pub include_usage: bool,
+    /// The usage so far in every chunk.
+    pub continuous_usage: bool,
 }
 
 /// `None`: not wanted. `Some(n)`: of the chosen token and of the `n` likeliest.
 pub type Logprobs = Option<u8>;
-
-/// One turn, in the form that chat templates read.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Message {
-    pub role: &'static str,
-    pub content: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prompt {
@@ -69,6 +87,7 @@ pub struct Sampling {
     pub temperature: Option<f64>,
     pub top_p: Option<f64>,
     pub top_k: Option<u32>,
+    pub min_p: Option<f64>,
     pub seed: Option<i64>,
     pub presence_penalty: Option<f64>,
     pub frequency_penalty: Option<f64>,
@@ -76,6 +95,10 @@ pub struct Sampling {
     pub stop: Vec<String>,
     /// Added to the logits of single tokens.
     pub logit_bias: Vec<(u32, f32)>,
+    /// Neither the model nor a stop string ends the answer before.
+    pub min_tokens: u32,
+    /// The model does not end the answer at all.
+    pub ignore_eos: bool,
 }
 
 impl ChatRequest {
@@ -91,11 +114,14 @@ impl ChatRequest {
             return Err(InvalidField::value("top_logprobs", "`top_logprobs` needs `logprobs: true`"));
         }
         let logprobs = wanted.then(|| top.map_or(0, |n| n as u8));
-        let (stream, include_usage) = stream(&mut fields)?;
+        let delivery = delivery(&mut fields)?;
+        let n = choices(&mut fields, limits)?;
+        let tools = tools(&mut fields, false)?;
+        let format = format(response_format(&mut fields)?, structured_outputs(&mut fields)?)?;
         refuse_chat_only(&mut fields)?;
         refuse_shared(&mut fields)?;
         fields.finish()?;
-        Ok(Self { model, messages, sampling, logprobs, stream, include_usage })
+        Ok(Self { model, messages, sampling, logprobs, tools, format, n, delivery })
     }
 }
 
@@ -106,25 +132,45 @@ impl CompletionRequest {
         let prompt = prompt(fields.required("prompt")?, limits)?;
         let sampling = sampling(&mut fields, "max_tokens", limits)?;
         let logprobs = fields.integer("logprobs", 0, 5)?.map(|n| n as u8);
-        let (stream, include_usage) = stream(&mut fields)?;
-        fields.only("best_of", is_one, "send one request for each answer that you want")?;
+        let delivery = delivery(&mut fields)?;
+        let n = choices(&mut fields, limits)?;
+        let format = structured_outputs(&mut fields)?;
+        fields.only("best_of", is_one, "set `n`, and choose among the answers")?;
         fields.only("echo", is_false, "put the prompt before the answer on your side")?;
         fields.only("suffix", is_empty, "models here complete from the left only")?;
         refuse_shared(&mut fields)?;
         fields.finish()?;
-        Ok(Self { model, prompt, sampling, logprobs, stream, include_usage })
+        Ok(Self { model, prompt, sampling, logprobs, format, n, delivery })
     }
 }
 
-fn model(fields: &mut Fields) -> Result<String, InvalidField> {
+fn choices(fields: &mut Fields, limits: &RequestLimits) -> Result<u32, InvalidField> {
+    Ok(fields.integer("n", 1, limits.max_choices.into())?.map_or(1, |n| n as u32))
+}
+
+fn format(response: Option<Format>, structured: Option<Format>) -> Result<Option<Format>, InvalidField> {
+    match (response, structured) {
+        (Some(_), Some(structured)) => {
+            let message = format!("`{}` cannot be kept together with `response_format`", structured.param);
+            Err(InvalidField::value("structured_outputs", message))
+        }
+        (response, structured) => Ok(response.or(structured)),
+    }
+}
+
+pub(super) fn model(fields: &mut Fields) -> Result<String, InvalidField> {
     let model = fields.required("model")?;
     string_at("model", model)
 }
 
-fn sampling(fields: &mut Fields, max_name: &str, limits: &RequestLimits) -> Result<Sampling, InvalidField> {
+pub(super) fn sampling(
+    fields: &mut Fields,
+    max_name: &str,
+    limits: &RequestLimits,
+) -> Result<Sampling, InvalidField> {
     let max = i64::from(u32::MAX);
     let mut max_tokens = fields.integer(max_name, 1, max)?;
-    if max_name != "max_tokens" {
+    if max_name == "max_completion_tokens" {
         let old_name = fields.integer("max_tokens", 1, max)?;
         if max_tokens.is_some() && old_name.is_some() && max_tokens != old_name {
             let message = format!("`max_tokens` and `{max_name}` differ: send only `{max_name}`");
@@ -134,7 +180,17 @@ fn sampling(fields: &mut Fields, max_name: &str, limits: &RequestLimits) -> Resu
     }
     let top_p = fields.number("top_p", 0.0, 1.0)?;
     let repetition_penalty = fields.number("repetition_penalty", 0.01, 10.0)?;
+    let min_tokens = fields.integer("min_tokens", 0, max)?.unwrap_or(0);
+    if max_tokens.is_some_and(|most| most < min_tokens) {
+        let message = format!("`min_tokens` is {min_tokens}, more than `{max_name}`: lower it");
+        return Err(InvalidField::value("min_tokens", message));
+    }
+    let ignore_eos = fields.boolean("ignore_eos")?.unwrap_or(false);
     Ok(Sampling {
+        min_tokens: min_tokens as u32,
+        ignore_eos,
+        // 1 would leave the likeliest token alone, by way of a division that may leave none.
+        min_p: fields.number("min_p", 0.0, 0.999)?,
         max_tokens: max_tokens.map(|n| n as u32),
         temperature: fields.number("temperature", 0.0, 2.0)?,
         top_p,
@@ -188,80 +244,26 @@ fn logit_bias(value: Option<Value>) -> Result<Vec<(u32, f32)>, InvalidField> {
     map.into_iter().map(one).collect()
 }
 
-/// `stream` and `stream_options.include_usage`.
-fn stream(fields: &mut Fields) -> Result<(bool, bool), InvalidField> {
+/// `stream` and `stream_options`.
+fn delivery(fields: &mut Fields) -> Result<Delivery, InvalidField> {
     let stream = fields.boolean("stream")?.unwrap_or(false);
-    let Some(options) = fields.take("stream_options") else { return Ok((stream, false)) };
+    let Some(options) = fields.take("stream_options") else {
+        return Ok(Delivery { stream, ..Delivery::default() });
+    };
     if !stream {
         return Err(InvalidField::value("stream_options", "`stream_options` needs `stream: true`"));
     }
     let mut options = Fields::of("stream_options", options)?;
     let include_usage = options.boolean("include_usage")?.unwrap_or(false);
+    let path = options.path("continuous_usage_stats");
+    let continuous_usage = options.boolean("continuous_usage_stats")?.unwrap_or(false);
+    if continuous_usage && !include_usage {
+        let message = format!("`{path}` needs `stream_options.include_usage: true`");
+        return Err(InvalidField::value(path, message));
+    }
     options.only("include_obfuscation", is_false, "answers are never padded here")?;
     options.finish()?;
-    Ok((stream, include_usage))
-}
-
-fn messages_at(path: &str, value: Value, limits: &RequestLimits) -> Result<Vec<Message>, InvalidField> {
-    let list = list_at(path, value, limits.max_messages)?;
-    if list.is_empty() {
-        return Err(InvalidField::value(path, format!("`{path}` must hold at least one message")));
-    }
-    list.into_iter().enumerate().map(|(at, value)| message(&format!("{path}[{at}]"), value)).collect()
-}
-
-fn message(path: &str, value: Value) -> Result<Message, InvalidField> {
-    let mut fields = Fields::of(path, value)?;
-    let role_path = fields.path("role");
-    let role = fields.required("role")?;
-    let role = match string_at(&role_path, role)?.as_str() {
-        // OpenAI's newer name for the same turn; templates know the older one.
-        "system" | "developer" => "system",
-        "user" => "user",
-        "assistant" => "assistant",
-        "tool" | "function" => {
-            let message = format!("`{role_path}`: tool turns are not supported by this server");
-            return Err(InvalidField::unsupported(role_path, message));
-        }
-        _ => {
-            let message = format!("`{role_path}` must be `system`, `developer`, `user` or `assistant`");
-            return Err(InvalidField::value(role_path, message));
-        }
-    };
-    let content_path = fields.path("content");
-    let content = fields.required("content")?;
-    let content = content_at(&content_path, content)?;
-    let name = fields.string("name")?;
-    // What clients send back of an answer they were given.
-    for empty in ["refusal", "tool_calls", "function_call", "audio", "annotations"] {
-        fields.only(empty, is_empty, "only text turns are")?;
-    }
-    fields.finish()?;
-    Ok(Message { role, content, name })
-}
-
-fn content_at(path: &str, value: Value) -> Result<String, InvalidField> {
-    let parts = match value {
-        Value::String(text) => return Ok(text),
-        list @ Value::Array(_) => list_at(path, list, 4096)?,
-        other => return Err(wrong(path, "a string or a list of text parts", &other)),
-    };
-    let mut text = String::new();
-    for (at, part) in parts.into_iter().enumerate() {
-        let path = format!("{path}[{at}]");
-        let mut fields = Fields::of(&path, part)?;
-        let kind_path = fields.path("type");
-        let kind = fields.required("type")?;
-        if string_at(&kind_path, kind)? != "text" {
-            let message = format!("`{kind_path}` must be `text`: this server reads text only");
-            return Err(InvalidField::unsupported(kind_path, message));
-        }
-        let text_path = fields.path("text");
-        let part = fields.required("text")?;
-        text.push_str(&string_at(&text_path, part)?);
-        fields.finish()?;
-    }
-    Ok(text)
+    Ok(Delivery { stream, include_usage, continuous_usage })
 }
 
 fn prompt(value: Value, limits: &RequestLimits) -> Result<Prompt, InvalidField> {
@@ -292,13 +294,8 @@ fn prompt(value: Value, limits: &RequestLimits) -> Result<Prompt, InvalidField> 
 }
 
 fn refuse_chat_only(fields: &mut Fields) -> Result<(), InvalidField> {
-    fields.only("tools", is_empty, "models here do not call tools")?;
-    fields.only("tool_choice", |value| value == "none", "models here do not call tools")?;
-    fields.only("parallel_tool_calls", |_| false, "models here do not call tools")?;
-    fields.only("functions", is_empty, "models here do not call functions")?;
-    fields.only("function_call", |value| value == "none", "models here do not call functions")?;
-    let is_text = |value: &Value| value.get("type").is_some_and(|kind| kind == "text");
-    fields.only("response_format", is_text, "only `{\"type\": \"text\"}` is; ask for JSON in the prompt")?;
+    fields.only("functions", is_empty, "send them as `tools`")?;
+    fields.only("function_call", |value| value == "none", "send `tool_choice`")?;
     fields.only("modalities", |value| *value == serde_json::json!(["text"]), "only `[\"text\"]` is")?;
     fields.only("audio", is_empty, "this server writes text only")?;
     fields.only("prediction", is_empty, "leave it out")?;
@@ -307,8 +304,7 @@ fn refuse_chat_only(fields: &mut Fields) -> Result<(), InvalidField> {
     fields.only("web_search_options", |_| false, "this server does not search the web")
 }
 
-fn refuse_shared(fields: &mut Fields) -> Result<(), InvalidField> {
-    fields.only("n", is_one, "send one request for each answer that you want")?;
+pub(super) fn refuse_shared(fields: &mut Fields) -> Result<(), InvalidField> {
     fields.only("store", is_false, "nothing is stored here")?;
     fields.only("metadata", is_empty, "nothing is stored here")?;
     fields.only("service_tier", |value| value == "auto" || value == "default", "there is one tier here")?;
@@ -316,24 +312,6 @@ fn refuse_shared(fields: &mut Fields) -> Result<(), InvalidField> {
     fields.string("user")?;
     fields.string("safety_identifier")?;
     Ok(())
-}
-
-fn is_one(value: &Value) -> bool {
-    value.as_u64() == Some(1)
-}
-
-fn is_false(value: &Value) -> bool {
-    *value == Value::Bool(false)
-}
-
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::String(text) => text.is_empty(),
-        Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.is_empty(),
-        Value::Bool(_) | Value::Number(_) => false,
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::openai::ToolChoice;
 
 const HI: &str = r#""messages": [{"role": "user", "content": "hi"}]"#;
 
@@ -18,8 +19,9 @@ fn a_full_chat_request_is_read() {
     let request = chat(
         r#", "max_completion_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 3, "seed": -4,
            "presence_penalty": 1, "frequency_penalty": -1, "stop": ["a", "b"], "logprobs": true, "top_logprobs": 2,
-           "stream": true, "stream_options": {"include_usage": true}, "n": 1, "tools": [], "user": "u",
-           "response_format": {"type": "text"}, "logit_bias": {"7": -100}"#,
+           "stream": true, "stream_options": {"include_usage": true, "continuous_usage_stats": true}, "n": 3,
+           "tools": [], "user": "u", "response_format": {"type": "text"}, "logit_bias": {"7": -100}, "min_p": 0.1,
+           "min_tokens": 2, "ignore_eos": true"#,
     )
     .expect("all of it is supported");
     let sampling = Sampling {
@@ -33,23 +35,53 @@ fn a_full_chat_request_is_read() {
         repetition_penalty: None,
         stop: vec!["a".into(), "b".into()],
         logit_bias: vec![(7, -100.0)],
+        min_p: Some(0.1),
+        min_tokens: 2,
+        ignore_eos: true,
     };
-    let messages = vec![Message { role: "user", content: "hi".into(), name: None }];
-    let model = "m".to_owned();
-    let logprobs = Some(2);
-    assert_eq!(
-        request,
-        ChatRequest { model, messages, sampling, logprobs, stream: true, include_usage: true }
-    );
+    let expected = ChatRequest {
+        model: "m".to_owned(),
+        messages: vec![Message { role: "user", content: "hi".into(), ..Message::default() }],
+        sampling,
+        logprobs: Some(2),
+        tools: None,
+        format: None,
+        n: 3,
+        delivery: Delivery { stream: true, include_usage: true, continuous_usage: true },
+    };
+    assert_eq!(request, expected);
 }
 
 #[test]
 fn what_would_be_ignored_is_refused_by_name() {
     for (extra, param, code) in [
-        (r#", "n": 2"#, "n", "unsupported_parameter"),
-        (r#", "tools": [{}]"#, "tools", "unsupported_parameter"),
-        (r#", "tool_choice": "auto""#, "tool_choice", "unsupported_parameter"),
-        (r#", "response_format": {"type": "json_object"}"#, "response_format", "unsupported_parameter"),
+        (r#", "n": 9"#, "n", "invalid_value"),
+        (r#", "n": 0"#, "n", "invalid_value"),
+        (r#", "tools": [{}]"#, "tools[0].type", "missing_required_parameter"),
+        (r#", "tools": [{"type": "web_search"}]"#, "tools[0].type", "unsupported_parameter"),
+        (
+            r#", "tools": [{"type": "function", "function": {"name": "a b"}}]"#,
+            "tools[0].function.name",
+            "invalid_value",
+        ),
+        (r#", "tool_choice": "auto""#, "tool_choice", "invalid_value"),
+        (r#", "parallel_tool_calls": true"#, "parallel_tool_calls", "invalid_value"),
+        (r#", "functions": [{}]"#, "functions", "unsupported_parameter"),
+        (r#", "response_format": {"type": "xml"}"#, "response_format.type", "invalid_value"),
+        (
+            r#", "response_format": {"type": "json_schema"}"#,
+            "response_format.json_schema",
+            "missing_required_parameter",
+        ),
+        (
+            r#", "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": 1}}"#,
+            "response_format.json_schema.schema",
+            "invalid_value",
+        ),
+        (r#", "structured_outputs": {"regex": "a", "choice": ["b"]}"#, "structured_outputs", "invalid_value"),
+        (r#", "structured_outputs": {"gbnf": "a"}"#, "structured_outputs.gbnf", "unknown_parameter"),
+        (r#", "min_tokens": 5, "max_tokens": 4"#, "min_tokens", "invalid_value"),
+        (r#", "min_p": 1"#, "min_p", "invalid_value"),
         (r#", "logit_bias": {"a": 2}"#, "logit_bias", "invalid_value"),
         (r#", "logit_bias": {"1": 101}"#, "logit_bias.1", "invalid_value"),
         (r#", "store": true"#, "store", "unsupported_parameter"),
@@ -61,6 +93,11 @@ fn what_would_be_ignored_is_refused_by_name() {
         (r#", "max_tokens": 1, "max_completion_tokens": 2"#, "max_tokens", "invalid_value"),
         (r#", "top_logprobs": 1"#, "top_logprobs", "invalid_value"),
         (r#", "stream_options": {}"#, "stream_options", "invalid_value"),
+        (
+            r#", "stream": true, "stream_options": {"continuous_usage_stats": true}"#,
+            "stream_options.continuous_usage_stats",
+            "invalid_value",
+        ),
         (r#", "stream": true, "stream_options": {"x": 1}"#, "stream_options.x", "unknown_parameter"),
         (r#", "stop": ["a", ""]"#, "stop[1]", "invalid_value"),
         (r#", "stop": ["a", "b", "c", "d", "e"]"#, "stop", "invalid_value"),
@@ -82,7 +119,14 @@ fn messages_are_checked_one_by_one() {
         (r#"["hi"]"#, "messages[0]"),
         (r#"[{"role": "user"}]"#, "messages[0].content"),
         (r#"[{"role": "king", "content": "hi"}]"#, "messages[0].role"),
-        (r#"[{"role": "tool", "content": "hi"}]"#, "messages[0].role"),
+        (r#"[{"role": "function", "content": "hi"}]"#, "messages[0].role"),
+        (r#"[{"role": "tool"}]"#, "messages[0].content"),
+        (r#"[{"role": "assistant"}]"#, "messages[0].content"),
+        (
+            r#"[{"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function":
+                {"name": "f", "arguments": "[1]"}}]}]"#,
+            "messages[0].tool_calls[0].function.arguments",
+        ),
         (r#"[{"role": "user", "content": [{"type": "image_url"}]}]"#, "messages[0].content[0].type"),
         (r#"[{"role": "user", "content": "a", "tool_calls": [1]}]"#, "messages[0].tool_calls"),
     ] {
@@ -121,4 +165,62 @@ fn bodies_that_are_not_objects_are_refused_whole() {
         let result = ChatRequest::parse(body.as_bytes(), &RequestLimits::default());
         assert_eq!(refused(result), (String::new(), "invalid_json"));
     }
+}
+
+const WEATHER: &str = r#"{"type": "function", "function": {"name": "weather", "description": "d", "strict": false,
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}"#;
+
+#[test]
+fn tools_are_read_and_shown_to_templates_in_their_own_order() {
+    let choice = |choice: &str| {
+        let request = chat(&format!(r#", "tools": [{WEATHER}], "tool_choice": {choice}"#));
+        request.map(|request| request.tools.expect("it has tools").choice)
+    };
+    assert_eq!(choice(r#""required""#), Ok(ToolChoice::Required));
+    assert_eq!(choice(r#""none""#), Ok(ToolChoice::None));
+    let named = |name: &str| format!(r#"{{"type": "function", "function": {{"name": "{name}"}}}}"#);
+    assert_eq!(choice(&named("weather")), Ok(ToolChoice::Named("weather".into())));
+    assert_eq!(refused(choice(&named("wether"))), ("tool_choice".to_owned(), "invalid_value"));
+    let tools =
+        chat(&format!(r#", "tools": [{WEATHER}], "parallel_tool_calls": false"#)).expect("fine").tools;
+    let tools = tools.expect("it has tools");
+    assert_eq!((tools.choice.clone(), tools.parallel), (ToolChoice::Auto, false));
+    assert_eq!(
+        tools.for_template().to_string(),
+        r#"[{"type":"function","function":{"name":"weather","description":"d","parameters":{"type":"object","properties":{"city":{"type":"string"}}}}}]"#
+    );
+    let twice = format!(r#", "tools": [{WEATHER}, {WEATHER}]"#);
+    assert_eq!(refused(chat(&twice)).0, "tools[1].function.name");
+    // A promise that would not be kept.
+    let strict = WEATHER.replace("false", "true");
+    assert_eq!(refused(chat(&format!(r#", "tools": [{strict}]"#))).0, "tools[0].function.strict");
+    assert!(chat(&format!(r#", "tools": [{strict}], "tool_choice": "required""#)).is_ok());
+}
+
+#[test]
+fn calls_and_what_tools_said_are_turns() {
+    let body = r#"{"model": "m", "messages": [{"role": "user", "content": "hi"},
+        {"role": "assistant", "content": null, "refusal": null, "tool_calls": [
+            {"id": "c1", "type": "function", "index": 0, "function": {"name": "f", "arguments": "{\"b\": 1, \"a\": []}"}}]},
+        {"role": "tool", "tool_call_id": "c1", "content": "42"}]}"#;
+    let request = ChatRequest::parse(body.as_bytes(), &RequestLimits::default()).expect("all turns are fine");
+    let turns = serde_json::to_string(&request.messages[1..]).expect("plain data serialises");
+    assert_eq!(
+        turns,
+        r#"[{"role":"assistant","content":"","tool_calls":[{"id":"c1","type":"function","function":{"name":"f","arguments":{"b":1,"a":[]}}}]},{"role":"tool","content":"42","tool_call_id":"c1"}]"#
+    );
+}
+
+#[test]
+fn formats_name_the_field_they_came_from() {
+    let format = |extra: &str| chat(extra).expect("fine").format.map(|format| format.param);
+    assert_eq!(format(r#", "response_format": {"type": "json_object"}"#), Some("response_format"));
+    assert_eq!(
+        format(
+            r#", "response_format": {"type": "json_schema", "json_schema": {"name": "a", "strict": true, "schema": {}}}"#
+        ),
+        Some("response_format.json_schema.schema")
+    );
+    assert_eq!(format(r#", "structured_outputs": {"choice": ["a"]}"#), Some("structured_outputs.choice"));
+    assert_eq!(format(r#", "structured_outputs": {"json": "{}"}"#), Some("structured_outputs.json"));
 }

@@ -8,13 +8,31 @@ use serde::{Deserialize, Serialize};
 pub enum FinishReason {
     Stop,
     Length,
+    /// The model called tools and waits for what they say.
+    ToolCalls,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
+    /// Of the one prompt, however many answers it has.
     pub prompt_tokens: u64,
+    /// Of all answers.
     pub completion_tokens: u64,
     pub total_tokens: u64,
+    /// Ours: where the time went. Absent while an answer is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timings: Option<Timings>,
+}
+
+/// Milliseconds, of the answer that took longest in each phase.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timings {
+    /// From admission until a place in the batch was free.
+    pub queue_ms: f64,
+    /// From then to the first token.
+    pub prefill_ms: f64,
+    /// From the first token to the last.
+    pub decode_ms: f64,
 }
 
 /// A whole chat answer.
@@ -43,8 +61,36 @@ pub struct ChatChoice {
 pub struct ChatMessage {
     /// `assistant`.
     pub role: String,
-    pub content: String,
+    /// `null` where the answer only calls tools.
+    pub content: Option<String>,
     pub refusal: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolCall {
+    pub id: String,
+    /// `function`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub function: CalledFunction,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CalledFunction {
+    pub name: String,
+    /// A JSON object, as text.
+    pub arguments: String,
+}
+
+/// A call in a chunk; ours are whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolCallDelta {
+    /// Which call of the answer.
+    pub index: u32,
+    #[serde(flatten)]
+    pub call: ToolCall,
 }
 
 /// A chunk of a streamed chat answer.
@@ -76,6 +122,8 @@ pub struct ChatDelta {
     pub role: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCallDelta>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -160,7 +208,7 @@ mod tests {
             system_fingerprint: None,
             choices: vec![ChatChunkChoice {
                 index: 0,
-                delta: ChatDelta { role: None, content: Some("hi".into()) },
+                delta: ChatDelta { content: Some("hi".into()), ..ChatDelta::default() },
                 logprobs: None,
                 finish_reason: Some(FinishReason::Length),
             }],

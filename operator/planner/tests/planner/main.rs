@@ -18,3 +18,10 @@ mod purity;
 mod refusals;
 mod statuses;
 mod stopping;
+
+/// With sorted keys, as the files to compare with are written.
+fn sorted_yaml(value: &impl serde::Serialize) -> String {
+    let mut value = serde_json::to_value(value).unwrap();
+    value.sort_all_objects();
+    serde_yaml::to_string(&value).unwrap()
+}

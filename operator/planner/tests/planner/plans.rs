@@ -17,11 +17,7 @@ fn server(spec: &str) -> Value {
 fn yaml(spec: &str) -> String {
     let cr = llm(spec);
     let children = plan(&cr, &known(&cr)).plan.children;
-    children
-        .iter()
-        .map(|child| serde_yaml::to_string(&child.object).unwrap())
-        .collect::<Vec<_>>()
-        .join("---\n")
+    children.iter().map(|child| crate::sorted_yaml(&child.object)).collect::<Vec<_>>().join("---\n")
 }
 
 #[test]

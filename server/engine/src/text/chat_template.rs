@@ -39,6 +39,7 @@ pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     tokens: TemplateTokens,
     has_tool_template: bool,
+    tool_source: String,
 }
 
 impl ChatTemplate {
@@ -68,7 +69,13 @@ impl ChatTemplate {
                 .add_template_owned(name, without_generation_marks(source))
                 .map_err(|e| format!("the chat template does not compile: {e:#}"))?;
         }
-        Ok(Self { environment, tokens, has_tool_template: tool_use.is_some() })
+        let tool_source = tool_use.unwrap_or(default).to_owned();
+        Ok(Self { environment, tokens, has_tool_template: tool_use.is_some(), tool_source })
+    }
+
+    /// Of the template for requests with tools.
+    pub(crate) fn tool_source(&self) -> &str {
+        &self.tool_source
     }
 
     pub(crate) fn render(&self, request: &ChatRequest) -> Result<String, TextError> {
@@ -191,11 +198,11 @@ mod tests {
         let request = ChatRequest { tools: json!([{"b": 1, "a": ["<é>", null, 1.5]}]), ..hello() };
         assert_eq!(
             render("{{ tools | tojson }}", &request).unwrap(),
-            "[{\"a\": [\"<é>\", null, 1.5], \"b\": 1}]"
+            "[{\"b\": 1, \"a\": [\"<é>\", null, 1.5]}]"
         );
         assert_eq!(
             render("{{ tools[0] | tojson(indent=2) }}", &request).unwrap(),
-            "{\n  \"a\": [\n    \"<é>\",\n    null,\n    1.5\n  ],\n  \"b\": 1\n}"
+            "{\n  \"b\": 1,\n  \"a\": [\n    \"<é>\",\n    null,\n    1.5\n  ]\n}"
         );
     }
 

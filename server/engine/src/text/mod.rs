@@ -76,6 +76,12 @@ impl Text {
         token_bytes::token_bytes(text, self.tokenizer.id_to_token(id).as_deref())
     }
 
+    /// See [`token_bytes::vocabulary_bytes`].
+    pub(crate) fn vocabulary_bytes(&self, n: u32) -> Result<Vec<Vec<u8>>, String> {
+        contained::run(|| token_bytes::vocabulary_bytes(&self.tokenizer, n))
+            .unwrap_or_else(|_| Err("reading its vocabulary panicked".to_owned()))
+    }
+
     pub(crate) fn render_chat(&self, request: &ChatRequest) -> Result<String, TextError> {
         let template = self.template.as_ref().ok_or(TextError::NoChatTemplate)?;
         template.render(request)

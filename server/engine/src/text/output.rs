@@ -31,6 +31,11 @@ pub(crate) enum Grown {
 }
 
 impl Output {
+    /// Ends the output before the next occurrence of one of these.
+    pub(crate) fn watch(&mut self, stop: Vec<String>) {
+        self.stop = stop;
+    }
+
     pub(crate) fn new(prompt: &[u32], stop: Vec<String>) -> Self {
         let tokens = prompt[prompt.len().saturating_sub(PROMPT_TAIL)..].to_vec();
         Self { emitted: tokens.len(), prefix: 0, tokens, held: String::new(), stop }

@@ -1,0 +1,201 @@
+//! The shapes of requests and answers.
+
+use serde_json::{Value, json};
+
+pub(super) fn reference(schema: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{schema}") })
+}
+
+fn merged(mut own: Value, shared: &Value) -> Value {
+    if let (Some(own), Some(shared)) = (own.as_object_mut(), shared.as_object()) {
+        own.extend(shared.clone());
+    }
+    own
+}
+
+fn object(required: &[&str], properties: Value) -> Value {
+    json!({ "type": "object", "required": required, "properties": properties })
+}
+
+pub(super) fn schemas() -> Value {
+    let text = json!({ "type": "string" });
+    let count = json!({ "type": "integer", "minimum": 0 });
+    let sampling = json!({
+        "model": { "type": "string" },
+        "max_tokens": { "type": ["integer", "null"], "minimum": 1 },
+        "temperature": { "type": ["number", "null"], "minimum": 0, "maximum": 2 },
+        "top_p": { "type": ["number", "null"], "minimum": 0, "maximum": 1 },
+        "top_k": { "type": ["integer", "null"], "minimum": 0 },
+        "seed": { "type": ["integer", "null"] },
+        "presence_penalty": { "type": ["number", "null"], "minimum": -2, "maximum": 2 },
+        "frequency_penalty": { "type": ["number", "null"], "minimum": -2, "maximum": 2 },
+        "repetition_penalty": { "type": ["number", "null"], "minimum": 0.01, "maximum": 10 },
+        "logit_bias": {
+            "type": ["object", "null"], "maxProperties": 1024,
+            "additionalProperties": { "type": "number", "minimum": -100, "maximum": 100 }
+        },
+        "stop": { "oneOf": [
+            { "type": "null" }, { "type": "string" }, { "type": "array", "maxItems": 4, "items": { "type": "string" } }
+        ]},
+        "stream": { "type": ["boolean", "null"] },
+        "stream_options": {
+            "type": ["object", "null"], "properties": {
+                "include_usage": { "type": ["boolean", "null"] },
+                "continuous_usage_stats": {
+                    "type": ["boolean", "null"],
+                    "description": "The usage of its answer so far in every chunk; with `include_usage` only"
+                }
+            },
+            "description": "With `stream: true` only"
+        },
+        "n": { "type": ["integer", "null"], "minimum": 1, "maximum": 8, "description": "Answers to the prompt" },
+        "min_p": { "type": ["number", "null"], "minimum": 0, "maximum": 0.999 },
+        "min_tokens": {
+            "type": ["integer", "null"], "minimum": 0,
+            "description": "Neither the model nor a stop string ends the answer before; a form that it is held to may"
+        },
+        "ignore_eos": { "type": ["boolean", "null"], "description": "The model does not end the answer (for load tests)" },
+        "structured_outputs": {
+            "type": ["object", "null"], "minProperties": 1, "maxProperties": 1, "properties": {
+                "json": { "description": "A JSON schema, or its text" }, "json_object": { "const": true },
+                "regex": { "type": "string" },
+                "choice": { "type": "array", "minItems": 1, "items": { "type": "string" } },
+                "grammar": { "type": "string", "description": "In llguidance's variant of Lark" }
+            },
+            "description": "What the answer must be. It ends with `stop` once it is whole, with `length` where it is cut"
+        },
+        "user": { "type": ["string", "null"] }
+    });
+    let function = |arguments: Value| {
+        json!({
+            "type": "object", "required": ["name"], "properties": { "name": { "type": "string" }, "arguments": arguments }
+        })
+    };
+    let call = json!({
+        "type": "object", "required": ["id", "type", "function"], "properties": {
+            "id": text, "type": { "const": "function" },
+            "function": function(json!({ "type": "string", "description": "A JSON object" }))
+        }
+    });
+    let message = json!({
+        "type": "object", "required": ["role"],
+        "properties": {
+            "role": { "enum": ["system", "developer", "user", "assistant", "tool"] },
+            "tool_calls": { "type": ["array", "null"], "items": call, "description": "Of an assistant" },
+            "tool_call_id": { "type": ["string", "null"], "description": "Of a tool: what it answers" },
+            "content": { "oneOf": [{ "type": "null" }, { "type": "string" }, { "type": "array", "items": {
+                "type": "object", "required": ["type", "text"],
+                "properties": { "type": { "const": "text" }, "text": { "type": "string" } }
+            }}]},
+            "name": { "type": ["string", "null"] }
+        }
+    });
+    let chat_fields = merged(
+        json!({
+            "messages": { "type": "array", "minItems": 1, "items": message },
+            "max_completion_tokens": { "type": ["integer", "null"], "minimum": 1 },
+            "logprobs": { "type": ["boolean", "null"] },
+            "top_logprobs": { "type": ["integer", "null"], "minimum": 0, "maximum": 20 },
+            "response_format": {
+                "type": ["object", "null"], "required": ["type"], "properties": {
+                    "type": { "enum": ["text", "json_object", "json_schema"] },
+                    "json_schema": {
+                        "type": "object", "required": ["name", "schema"], "properties": {
+                            "name": { "type": "string" }, "description": { "type": ["string", "null"] },
+                            "strict": { "type": ["boolean", "null"] }, "schema": { "type": "object" }
+                        }
+                    }
+                },
+                "description": "The answer is held to the schema, strict or not"
+            },
+            "tools": { "type": ["array", "null"], "maxItems": 128, "items": {
+                "type": "object", "required": ["type", "function"], "properties": {
+                    "type": { "const": "function" },
+                    "function": { "type": "object", "required": ["name"], "properties": {
+                        "name": { "type": "string" }, "description": { "type": ["string", "null"] },
+                        "parameters": { "type": ["object", "null"] },
+                        "strict": { "type": ["boolean", "null"], "description": "Where `tool_choice` asks for a call" }
+                    }}
+                }
+            }},
+            "tool_choice": { "oneOf": [{ "type": "null" }, { "enum": ["none", "auto", "required"] }, {
+                "type": "object", "required": ["type", "function"], "properties": {
+                    "type": { "const": "function" }, "function": function(json!(false))
+                }
+            }], "description": "Calls that are asked for are held to their parameters" },
+            "parallel_tool_calls": { "type": ["boolean", "null"] }
+        }),
+        &sampling,
+    );
+    let prompt = json!({ "oneOf": [
+        { "type": "string" },
+        { "type": "array", "minItems": 1, "items": { "type": "integer", "minimum": 0 } },
+        { "type": "array", "minItems": 1, "maxItems": 1, "items": { "type": "string" } },
+        { "type": "array", "minItems": 1, "maxItems": 1, "items": { "type": "array", "items": { "type": "integer" } } }
+    ]});
+    let text_fields = merged(
+        json!({
+            "prompt": prompt,
+            "logprobs": { "type": ["integer", "null"], "minimum": 0, "maximum": 5 }
+        }),
+        &sampling,
+    );
+    let head = json!({
+        "id": text, "object": text, "created": count, "model": text,
+        "system_fingerprint": { "type": ["string", "null"] }
+    });
+    let finish = json!({ "enum": ["stop", "length", "tool_calls", null] });
+    let answer = object(
+        &["role", "content"],
+        json!({
+            "role": { "const": "assistant" }, "content": { "type": ["string", "null"] },
+            "tool_calls": { "type": "array", "items": call }
+        }),
+    );
+    let chat_choice = object(
+        &["index", "message", "finish_reason"],
+        json!({
+            "index": count, "message": answer, "logprobs": { "type": ["object", "null"] }, "finish_reason": finish
+        }),
+    );
+    let text_choice = object(
+        &["index", "text", "finish_reason"],
+        json!({
+            "index": count, "text": text, "logprobs": { "type": ["object", "null"] }, "finish_reason": finish
+        }),
+    );
+    let required = ["id", "object", "created", "model", "choices", "usage"];
+    let ms = json!({ "type": "number", "minimum": 0 });
+    let timings = object(
+        &["queue_ms", "prefill_ms", "decode_ms"],
+        json!({ "queue_ms": ms, "prefill_ms": ms, "decode_ms": ms }),
+    );
+    let usage_fields = json!({
+        "prompt_tokens": count, "completion_tokens": count, "total_tokens": count, "timings": timings
+    });
+    let usage = object(&["prompt_tokens", "completion_tokens", "total_tokens"], usage_fields);
+    let whole = |choice: Value| {
+        let own = json!({ "choices": { "type": "array", "items": choice }, "usage": usage });
+        object(&required, merged(own, &head))
+    };
+    let nullable = json!({ "type": ["string", "null"] });
+    let detail = object(
+        &["message", "type", "param", "code"],
+        json!({
+            "message": text, "type": text, "param": nullable, "code": nullable
+        }),
+    );
+    json!({
+        "ChatRequest": merged(object(&["model", "messages"], chat_fields), &json!({ "additionalProperties": false })),
+        "CompletionRequest": merged(object(&["model", "prompt"], text_fields), &json!({ "additionalProperties": false })),
+        "Chat": whole(chat_choice),
+        "Completion": whole(text_choice),
+        "Model": object(&["id", "object", "created", "owned_by"], json!({
+            "id": text, "object": { "const": "model" }, "created": count, "owned_by": text
+        })),
+        "ModelList": object(&["object", "data"], json!({
+            "object": { "const": "list" }, "data": { "type": "array", "items": reference("Model") }
+        })),
+        "Error": object(&["error"], json!({ "error": detail }))
+    })
+}
