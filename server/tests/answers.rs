@@ -88,8 +88,11 @@ async fn models_are_listed_and_unknown_ones_refused_with_those_that_exist() {
         get("/v1/nothing").await.json::<ErrorBody>().await.unwrap().error.code.as_deref(),
         Some("unknown_url")
     );
-    let elsewhere = get("/generate").await;
-    assert_eq!(elsewhere.headers()["content-type"], "application/problem+json");
+    for (path, status) in [("/nothing", 404), ("/generate", 405)] {
+        let elsewhere = get(path).await;
+        assert_eq!(elsewhere.headers()["content-type"], "application/problem+json");
+        assert_eq!(elsewhere.json::<Value>().await.unwrap()["status"], status);
+    }
     let document: Value = get("/openapi.json").await.json().await.unwrap();
     assert_eq!(document["openapi"], "3.1.0");
 }

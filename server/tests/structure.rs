@@ -129,7 +129,7 @@ async fn calls_that_must_come_come_and_are_valid() {
     let server = Server::with_template(&roomy(), TEMPLATE).await;
     let asked = |choice: Value, seed: u64| {
         json!({"tools": tools(), "tool_choice": choice, "temperature": 1, "seed": seed, "max_tokens": 600,
-               "logit_bias": {}, "parallel_tool_calls": seed % 2 == 0})
+               "logit_bias": {}, "parallel_tool_calls": seed.is_multiple_of(2)})
     };
     let mut names = std::collections::BTreeSet::new();
     for seed in 0..6 {

@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod internal;
+pub mod native;
 pub mod openai;
 pub mod problem;
 pub mod sse;

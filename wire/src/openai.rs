@@ -2,9 +2,9 @@
 //! Shapes only: which limits hold is the server's business, passed in as [`RequestLimits`].
 
 pub mod error;
-mod fields;
-mod format;
-mod message;
+pub(crate) mod fields;
+pub(crate) mod format;
+pub(crate) mod message;
 pub mod request;
 pub mod response;
 mod tools;

@@ -17,6 +17,12 @@ pub struct Problem {
     /// The request that met it, as in `x-request-id`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
+    /// Ours: what programs tell errors apart by, such as `queue_full`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// Ours: the field at fault.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub param: Option<String>,
 }
 
 impl Problem {
@@ -28,6 +34,8 @@ impl Problem {
             status: status.as_u16(),
             detail: detail.into(),
             instance: None,
+            code: None,
+            param: None,
         }
     }
 }

@@ -125,6 +125,11 @@ impl Engine {
         self.inner.text.decode(tokens)
     }
 
+    /// The text of one token on its own, special ones included; a part of a character is `\u{fffd}`.
+    pub fn token_text(&self, token: u32) -> String {
+        self.inner.text.token_text(token)
+    }
+
     /// Messages as one prompt, by the model's own template.
     pub fn render_chat(&self, request: &ChatRequest) -> Result<String, TextError> {
         self.inner.text.render_chat(request)

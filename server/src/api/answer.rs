@@ -222,10 +222,9 @@ impl Voice {
         let n_before = self.n_calls();
         let rest = self.reading.as_mut().map(|(_, parser)| parser.finish()).unwrap_or_default();
         pieces.extend(self.pieces(n_before, rest));
-        let reason = match finished.reason {
-            EngineReason::Length => FinishReason::Length,
-            _ if self.n_calls() > 0 => FinishReason::ToolCalls,
-            _ => FinishReason::Stop,
+        let reason = match finish_reason(finished) {
+            FinishReason::Stop if self.n_calls() > 0 => FinishReason::ToolCalls,
+            reason => reason,
         };
         (pieces, reason)
     }
@@ -248,6 +247,14 @@ impl Voice {
             }
         };
         parts.into_iter().map(content).map(|content| Piece { content, logprob: None }).collect()
+    }
+}
+
+/// Of a generation that did not fail.
+pub(crate) fn finish_reason(finished: &Finished) -> FinishReason {
+    match finished.reason {
+        EngineReason::Length => FinishReason::Length,
+        _ => FinishReason::Stop,
     }
 }
 

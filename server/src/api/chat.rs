@@ -7,7 +7,7 @@ use axum::{
     extract::{Request, State},
     response::{IntoResponse, Response},
 };
-use candela_engine::{ChatRequest as Turns, SpecialTokens, TokenLogprob as EngineLogprob};
+use candela_engine::{ChatRequest as Turns, Engine, SpecialTokens, TokenLogprob as EngineLogprob};
 use candela_wire::{
     openai::{
         ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatLogprobs, ChatMessage,
@@ -78,6 +78,15 @@ pub(super) fn prompt_tokens(
     tools: Option<&Tools>,
     param: &str,
 ) -> Result<Vec<u32>, ApiError> {
+    prompt_tokens_of(&served.engine, messages, tools, param)
+}
+
+pub(super) fn prompt_tokens_of(
+    engine: &Engine,
+    messages: &[Message],
+    tools: Option<&Tools>,
+    param: &str,
+) -> Result<Vec<u32>, ApiError> {
     let turns = Turns {
         messages: serde_json::to_value(messages).map_err(|err| ApiError::invalid(param, err.to_string()))?,
         tools: tools.map_or(Value::Null, Tools::for_template),
@@ -85,8 +94,8 @@ pub(super) fn prompt_tokens(
         variables: serde_json::Map::new(),
     };
     let refuse = |err| ApiError::text(&err, param);
-    let prompt = served.engine.render_chat(&turns).map_err(refuse)?;
-    served.engine.encode(&prompt, SpecialTokens::AsWritten).map_err(refuse)
+    let prompt = engine.render_chat(&turns).map_err(refuse)?;
+    engine.encode(&prompt, SpecialTokens::AsWritten).map_err(refuse)
 }
 
 /// How calls are read from answers of this model; `None` = they are not.

@@ -7,7 +7,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use candela_engine::{SubmitError, TextError};
-use candela_wire::openai::{ErrorBody, ErrorDetail, ErrorKind, InvalidField};
+use candela_wire::{
+    openai::{ErrorBody, ErrorDetail, ErrorKind, InvalidField},
+    problem::Problem,
+};
 use http::{HeaderValue, StatusCode, header};
 
 /// What went wrong; the text of each is public.
@@ -133,6 +136,13 @@ impl ApiError {
         ErrorBody {
             error: ErrorDetail { message: self.to_string(), kind, param, code: Some(code.to_owned()) },
         }
+    }
+
+    /// For routes that are not OpenAI's.
+    pub(crate) fn problem(&self) -> Problem {
+        let (status, ..) = self.class();
+        let ErrorDetail { code, param, .. } = self.body().error;
+        Problem { code, param, ..Problem::of_status(status, self.to_string()) }
     }
 
     /// When to come back, for errors that pass.

@@ -7,6 +7,7 @@ mod choices;
 mod completions;
 mod error;
 mod generation;
+mod native;
 mod openapi;
 mod prepare;
 mod tools;
@@ -20,11 +21,8 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodRouter, get, post},
 };
-use candela_wire::{
-    openai::{Model, ModelList},
-    problem::{self, Problem},
-};
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use candela_wire::openai::{Model, ModelList};
+use http::{HeaderName, HeaderValue, header};
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -37,12 +35,16 @@ const MODEL: HeaderName = HeaderName::from_static("x-candela-model");
 const REVISION: HeaderName = HeaderName::from_static("x-candela-revision");
 
 /// Every route with its method, for the router and for the check against the OpenAPI document.
-fn routes() -> [(&'static str, &'static str, MethodRouter<Arc<App>>); 5] {
-    [
+fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Arc<App>>)> {
+    vec![
         ("post", "/v1/chat/completions", post(chat::handle)),
         ("post", "/v1/completions", post(completions::handle)),
         ("get", "/v1/models", get(models)),
         ("get", "/v1/models/{*model}", get(model)),
+        ("post", "/tokenize", post(native::tokenize::tokenize)),
+        ("post", "/detokenize", post(native::tokenize::detokenize)),
+        ("post", "/generate", post(native::generate::handle)),
+        ("post", "/summarize", post(native::summarize::handle)),
         ("get", "/openapi.json", get(openapi::handle)),
     ]
 }
@@ -52,7 +54,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     for (method, path, handler) in routes() {
         // Axum answers HEAD for GET routes by itself.
         let allowed = if method == "get" { "GET, HEAD" } else { "POST" };
-        let wrong_method = move || async move { ApiError::Method { allowed }.into_response() };
+        let wrong_method = move || async move {
+            let err = ApiError::Method { allowed };
+            if is_openai(path) { err.into_response() } else { native::Problem::from(err).into_response() }
+        };
         router = router.route(path, handler.fallback(wrong_method));
     }
     router
@@ -106,19 +111,24 @@ pub(crate) fn random_hex() -> String {
 }
 
 fn routes_label(path: Option<&str>) -> &'static str {
-    routes().into_iter().map(|(_, known, _)| known).find(|known| Some(*known) == path).unwrap_or("none")
+    static KNOWN: std::sync::LazyLock<Vec<&str>> =
+        std::sync::LazyLock::new(|| routes().into_iter().map(|(_, known, _)| known).collect());
+    KNOWN.iter().copied().find(|known| Some(*known) == path).unwrap_or("none")
 }
 
-/// OpenAI's shape where OpenAI's clients may look, problem+json elsewhere.
+/// Where OpenAI's clients may look, errors have OpenAI's shape; elsewhere they are problem+json.
+fn is_openai(path: &str) -> bool {
+    path.starts_with("/v1")
+}
+
 async fn nothing_here(request: Request) -> Response {
     let path: String = request.uri().path().chars().take(200).collect();
     let err = ApiError::NoRoute { path };
-    if request.uri().path().starts_with("/v1") {
-        return err.into_response();
+    if is_openai(request.uri().path()) {
+        err.into_response()
+    } else {
+        native::Problem::from(err).into_response()
     }
-    let problem = Problem::of_status(StatusCode::NOT_FOUND, err.to_string());
-    let content_type = [(header::CONTENT_TYPE, problem::CONTENT_TYPE)];
-    (StatusCode::NOT_FOUND, content_type, Json(problem).into_response().into_body()).into_response()
 }
 
 /// The model, or why there is none yet.

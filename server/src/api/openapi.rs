@@ -17,12 +17,24 @@ fn document() -> Value {
         "info": {
             "title": "Candela inference server",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "The OpenAI API for one model. A field that this server would have to ignore is refused \
+            "description": "The OpenAI API for one model, and routes of our own. A field that this server would have to ignore is refused \
                             with 400 and its name; `null` is the same as absent.",
         },
         "paths": {
             "/v1/chat/completions": { "post": generate("Answer a conversation", "createChatCompletion", "Chat") },
             "/v1/completions": { "post": generate("Continue a text", "createCompletion", "Completion") },
+            "/generate": { "post": native(
+                "Text from a prompt or a conversation", "generate", "Generate",
+                Some("Events `token` with `text`, then `done` with the answer; `error` with a problem if it breaks")
+            )},
+            "/summarize": { "post": native(
+                "A summary of a text of any length: its parts are summarised side by side, then their summaries",
+                "summarize", "Summarize",
+                Some("Events `progress` (`round`, `done`, `total`), `token` with `text` of the summary, then `done` with \
+                      the answer; `error` with a problem if it breaks")
+            )},
+            "/tokenize": { "post": native("A text or a conversation as tokens", "tokenize", "Tokenize", None) },
+            "/detokenize": { "post": native("The text of tokens", "detokenize", "Detokenize", None) },
             "/v1/models": { "get": {
                 "summary": "The model that this server has", "operationId": "listModels",
                 "responses": { "200": ok("ModelList"), "default": error() }
@@ -65,6 +77,26 @@ fn generate(summary: &str, operation: &str, schema: &str) -> Value {
             "400": error(), "404": error(), "408": error(), "413": error(), "415": error(),
             "429": busy("The queue is full"), "500": error(),
             "503": busy("The model is loading, or the server shuts down"), "504": error()
+        }
+    })
+}
+
+/// A route with problem+json, and with events if it can stream.
+fn native(summary: &str, operation: &str, schema: &str, events: Option<&str>) -> Value {
+    let mut content = json!({ "application/json": { "schema": reference(schema) } });
+    if let Some(events) = events {
+        content["text/event-stream"] = json!({ "schema": { "type": "string", "description": events } });
+    }
+    let problem = json!({
+        "description": "Error", "content": { "application/problem+json": { "schema": reference("Problem") } }
+    });
+    let request = reference(&format!("{schema}Request"));
+    json!({
+        "summary": summary, "operationId": operation,
+        "requestBody": { "required": true, "content": { "application/json": { "schema": request } } },
+        "responses": {
+            "200": { "description": "The answer; with `stream: true` as events", "content": content },
+            "default": problem
         }
     })
 }

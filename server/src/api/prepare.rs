@@ -45,12 +45,15 @@ pub(crate) struct Calls {
     pub(crate) first_only: bool,
 }
 
+/// From a body to what a route makes of it; may block.
+pub(crate) type Parse<T> = fn(&App, &Served, &[u8]) -> Result<T, ApiError>;
+
 /// Reads the body, then lets `parse` turn it into a job on a blocking thread. `T` is what the route keeps of the request
 /// for its answer.
 pub(crate) async fn job<T: Send + 'static>(
     app: &Arc<App>,
     request: Request,
-    parse: fn(&App, &Served, &[u8]) -> Result<(Job, T), ApiError>,
+    parse: Parse<(Job, T)>,
 ) -> Result<(Job, T), ApiError> {
     let arrived = Instant::now();
     let (mut job, kept) = parsed(app, request, parse).await?;
@@ -63,10 +66,30 @@ pub(crate) async fn job<T: Send + 'static>(
 pub(crate) async fn parsed<T: Send + 'static>(
     app: &Arc<App>,
     request: Request,
-    parse: fn(&App, &Served, &[u8]) -> Result<T, ApiError>,
+    parse: Parse<T>,
 ) -> Result<T, ApiError> {
     // Before the body: nobody should upload megabytes to be told to come back.
     let context_length = served(app)?.engine.facts().context_length;
+    parsed_within(app, request, context_length, parse).await
+}
+
+/// The same for a route whose text may be longer than the model's context.
+pub(crate) async fn parsed_long<T: Send + 'static>(
+    app: &Arc<App>,
+    request: Request,
+    parse: Parse<T>,
+) -> Result<T, ApiError> {
+    served(app)?;
+    parsed_within(app, request, u32::MAX, parse).await
+}
+
+/// `context_length` bounds the body, beside the limits that hold for all.
+async fn parsed_within<T: Send + 'static>(
+    app: &Arc<App>,
+    request: Request,
+    context_length: u32,
+    parse: Parse<T>,
+) -> Result<T, ApiError> {
     let (body, room) = body::read(app, context_length, request).await?;
     let full = ApiError::QueueFull { retry_after: Duration::from_secs(1) };
     let preparing = Arc::clone(&app.preparing).try_acquire_owned().map_err(|_| full)?;

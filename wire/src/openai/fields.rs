@@ -24,7 +24,7 @@ impl InvalidField {
 }
 
 /// The fields of one object that have not been taken yet. `null` is the same as absent, as with OpenAI.
-pub(super) struct Fields {
+pub(crate) struct Fields {
     /// Path of the object, with its final dot: `stream_options.`; empty at the top.
     prefix: String,
     map: Map<String, Value>,
@@ -32,7 +32,7 @@ pub(super) struct Fields {
 
 impl Fields {
     /// The top-level object of a request body.
-    pub(super) fn parse(body: &[u8]) -> Result<Self, InvalidField> {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, InvalidField> {
         let invalid = |message| InvalidField { param: None, message, code: "invalid_json" };
         match serde_json::from_slice(body) {
             Ok(Value::Object(map)) => Ok(Self { prefix: String::new(), map }),
@@ -44,7 +44,7 @@ impl Fields {
     }
 
     /// `value`, found at `path`, as an object.
-    pub(super) fn of(path: &str, value: Value) -> Result<Self, InvalidField> {
+    pub(crate) fn of(path: &str, value: Value) -> Result<Self, InvalidField> {
         match value {
             Value::Object(map) => Ok(Self { prefix: format!("{path}."), map }),
             other => {
@@ -53,25 +53,25 @@ impl Fields {
         }
     }
 
-    pub(super) fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 
     /// Takes a field; `null` counts as absent.
-    pub(super) fn take(&mut self, name: &str) -> Option<Value> {
+    pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
-    pub(super) fn required(&mut self, name: &str) -> Result<Value, InvalidField> {
+    pub(crate) fn required(&mut self, name: &str) -> Result<Value, InvalidField> {
         self.take(name).ok_or_else(|| self.missing(name))
     }
 
-    pub(super) fn required_string(&mut self, name: &str) -> Result<String, InvalidField> {
+    pub(crate) fn required_string(&mut self, name: &str) -> Result<String, InvalidField> {
         let value = self.required(name)?;
         string_at(&self.path(name), value)
     }
 
-    pub(super) fn missing(&self, name: &str) -> InvalidField {
+    pub(crate) fn missing(&self, name: &str) -> InvalidField {
         let path = self.path(name);
         InvalidField {
             message: format!("`{path}` is required"),
@@ -80,14 +80,14 @@ impl Fields {
         }
     }
 
-    pub(super) fn string(&mut self, name: &str) -> Result<Option<String>, InvalidField> {
+    pub(crate) fn string(&mut self, name: &str) -> Result<Option<String>, InvalidField> {
         match self.take(name) {
             None => Ok(None),
             Some(value) => string_at(&self.path(name), value).map(Some),
         }
     }
 
-    pub(super) fn boolean(&mut self, name: &str) -> Result<Option<bool>, InvalidField> {
+    pub(crate) fn boolean(&mut self, name: &str) -> Result<Option<bool>, InvalidField> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Bool(value)) => Ok(Some(value)),
@@ -96,7 +96,7 @@ impl Fields {
     }
 
     /// An integer in `low..=high`.
-    pub(super) fn integer(&mut self, name: &str, low: i64, high: i64) -> Result<Option<i64>, InvalidField> {
+    pub(crate) fn integer(&mut self, name: &str, low: i64, high: i64) -> Result<Option<i64>, InvalidField> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let wanted = format!("an integer from {low} to {high}");
         match value.as_i64() {
@@ -106,7 +106,7 @@ impl Fields {
     }
 
     /// A number in `low..=high`.
-    pub(super) fn number(&mut self, name: &str, low: f64, high: f64) -> Result<Option<f64>, InvalidField> {
+    pub(crate) fn number(&mut self, name: &str, low: f64, high: f64) -> Result<Option<f64>, InvalidField> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let wanted = format!("a number from {low} to {high}");
         match value.as_f64() {
@@ -116,7 +116,7 @@ impl Fields {
     }
 
     /// Refuses the field unless it says what we do anyway.
-    pub(super) fn only(
+    pub(crate) fn only(
         &mut self,
         name: &str,
         harmless: impl Fn(&Value) -> bool,
@@ -133,7 +133,7 @@ impl Fields {
     }
 
     /// Refuses what is left: a field that would do nothing is an error, not a surprise.
-    pub(super) fn finish(self) -> Result<(), InvalidField> {
+    pub(crate) fn finish(self) -> Result<(), InvalidField> {
         match self.map.keys().next() {
             None => Ok(()),
             Some(name) => {
@@ -150,7 +150,7 @@ impl Fields {
 }
 
 /// The string at `path`.
-pub(super) fn string_at(path: &str, value: Value) -> Result<String, InvalidField> {
+pub(crate) fn string_at(path: &str, value: Value) -> Result<String, InvalidField> {
     match value {
         Value::String(text) => Ok(text),
         other => Err(wrong(path, "a string", &other)),
@@ -158,7 +158,7 @@ pub(super) fn string_at(path: &str, value: Value) -> Result<String, InvalidField
 }
 
 /// The elements of the list at `path`, at most `max` of them.
-pub(super) fn list_at(path: &str, value: Value, max: usize) -> Result<Vec<Value>, InvalidField> {
+pub(crate) fn list_at(path: &str, value: Value, max: usize) -> Result<Vec<Value>, InvalidField> {
     match value {
         Value::Array(list) if list.len() <= max => Ok(list),
         Value::Array(list) => {
@@ -169,7 +169,7 @@ pub(super) fn list_at(path: &str, value: Value, max: usize) -> Result<Vec<Value>
     }
 }
 
-pub(super) fn wrong(path: &str, wanted: &str, value: &Value) -> InvalidField {
+pub(crate) fn wrong(path: &str, wanted: &str, value: &Value) -> InvalidField {
     InvalidField::value(path, format!("`{path}` must be {wanted}, but is {}", kind(value)))
 }
 
@@ -185,15 +185,15 @@ fn kind(value: &Value) -> String {
     }
 }
 
-pub(super) fn is_one(value: &Value) -> bool {
+pub(crate) fn is_one(value: &Value) -> bool {
     value.as_u64() == Some(1)
 }
 
-pub(super) fn is_false(value: &Value) -> bool {
+pub(crate) fn is_false(value: &Value) -> bool {
     *value == Value::Bool(false)
 }
 
-pub(super) fn is_empty(value: &Value) -> bool {
+pub(crate) fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::String(text) => text.is_empty(),

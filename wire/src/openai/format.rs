@@ -72,7 +72,7 @@ fn named_schema(fields: &mut Fields) -> Result<Value, InvalidField> {
 }
 
 /// vLLM's `structured_outputs`.
-pub(super) fn structured_outputs(fields: &mut Fields) -> Result<Option<Format>, InvalidField> {
+pub(crate) fn structured_outputs(fields: &mut Fields) -> Result<Option<Format>, InvalidField> {
     let Some(value) = fields.take("structured_outputs") else { return Ok(None) };
     let mut fields = Fields::of("structured_outputs", value)?;
     let mut found = Vec::new();

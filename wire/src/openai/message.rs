@@ -43,7 +43,7 @@ pub struct PastFunction {
 
 const MAX_CALLS: usize = 128;
 
-pub(super) fn messages_at(
+pub(crate) fn messages_at(
     path: &str,
     value: Value,
     limits: &RequestLimits,

@@ -163,7 +163,7 @@ pub(super) fn model(fields: &mut Fields) -> Result<String, InvalidField> {
     string_at("model", model)
 }
 
-pub(super) fn sampling(
+pub(crate) fn sampling(
     fields: &mut Fields,
     max_name: &str,
     limits: &RequestLimits,
@@ -266,7 +266,7 @@ fn delivery(fields: &mut Fields) -> Result<Delivery, InvalidField> {
     Ok(Delivery { stream, include_usage, continuous_usage })
 }
 
-fn prompt(value: Value, limits: &RequestLimits) -> Result<Prompt, InvalidField> {
+pub(crate) fn prompt(value: Value, limits: &RequestLimits) -> Result<Prompt, InvalidField> {
     let wanted = "a string or a list of token ids";
     let mut list = match value {
         Value::String(text) => return Ok(Prompt::Text(text)),

@@ -33,10 +33,17 @@ impl Grammar {
         Self::JsonSchema(json!({"type": "object"}))
     }
 
-    /// `schema` as it stands in a rule of [`Grammar::Lark`], after `%json`.
+    /// `schema` as it stands in a rule of [`Grammar::Lark`], after `%json`. Its values are written in one line, as
+    /// Python and chat templates write JSON.
     pub fn embedded_schema(schema: &Value) -> Result<String, ConstraintError> {
         check_schema(schema)?;
-        Ok(with_options(schema).to_string())
+        let options = JsonCompileOptions {
+            item_separator: ", ".to_owned(),
+            key_separator: ": ".to_owned(),
+            whitespace_flexible: false,
+            ..JsonCompileOptions::default()
+        };
+        Ok(with_options(schema, &options).to_string())
     }
 
     /// A text as it stands in a rule of [`Grammar::Lark`].
@@ -48,7 +55,11 @@ impl Grammar {
         match self {
             Self::JsonSchema(schema) => {
                 check_schema(schema)?;
-                Ok(TopLevelGrammar::from_json_schema(with_options(schema)))
+                let options = JsonCompileOptions {
+                    whitespace_pattern: Some(WHITESPACE.to_owned()),
+                    ..JsonCompileOptions::default()
+                };
+                Ok(TopLevelGrammar::from_json_schema(with_options(schema, &options)))
             }
             Self::Regex(regex) => {
                 check_bytes(regex.len())?;
@@ -100,16 +111,12 @@ fn depth(value: &Value) -> usize {
 }
 
 /// The schema with our options for llguidance in the place of any that a client sent.
-fn with_options(schema: &Value) -> Value {
+fn with_options(schema: &Value, options: &JsonCompileOptions) -> Value {
     let mut schema = match schema {
         Value::Object(map) => Value::Object(map.clone()),
         Value::Bool(true) => json!({}),
         // Satisfied by nothing, which llguidance then says.
         other => json!({"allOf": [other]}),
-    };
-    let options = JsonCompileOptions {
-        whitespace_pattern: Some(WHITESPACE.to_owned()),
-        ..JsonCompileOptions::default()
     };
     options.apply_to(&mut schema);
     schema

@@ -185,7 +185,67 @@ pub(super) fn schemas() -> Value {
             "message": text, "type": text, "param": nullable, "code": nullable
         }),
     );
-    json!({
+    let ids = json!({ "type": "array", "items": { "type": "integer", "minimum": 0 } });
+    let model = json!({ "model": { "type": ["string", "null"] } });
+    let conversation = chat_fields["messages"].clone();
+    let strict = |required: &[&str], fields: Value| {
+        merged(object(required, fields), &json!({ "additionalProperties": false }))
+    };
+    let of_sampling = |names: &[&str]| {
+        let fields = names.iter().map(|name| ((*name).to_owned(), sampling[*name].clone()));
+        Value::Object(fields.collect())
+    };
+    let wishes = of_sampling(&[
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "logit_bias",
+        "stop",
+        "min_tokens",
+        "ignore_eos",
+        "stream",
+    ]);
+    let generate = json!({
+        "prompt": { "oneOf": [{ "type": "string" }, ids] }, "messages": conversation,
+        "structured_outputs": sampling["structured_outputs"]
+    });
+    let written =
+        json!({ "id": text, "model": text, "finish_reason": { "enum": ["stop", "length"] }, "usage": usage });
+    let native = json!({
+        "TokenizeRequest": strict(&[], merged(json!({
+            "prompt": text, "messages": conversation, "add_special_tokens": { "type": ["boolean", "null"] },
+            "return_token_strs": { "type": ["boolean", "null"] }
+        }), &model)),
+        "Tokenize": object(&["count", "max_model_len", "tokens", "token_strs"], json!({
+            "count": count, "max_model_len": count, "tokens": ids,
+            "token_strs": { "type": ["array", "null"], "items": text }
+        })),
+        "DetokenizeRequest": strict(&["tokens"], merged(json!({ "tokens": ids }), &model)),
+        "Detokenize": object(&["prompt"], json!({ "prompt": text })),
+        "GenerateRequest": strict(&[], merged(merged(generate, &wishes), &model)),
+        "Generate": object(
+            &["id", "model", "text", "finish_reason", "usage"],
+            merged(json!({ "text": text }), &written)
+        ),
+        "SummarizeRequest": strict(&["text"], merged(merged(json!({
+            "text": text,
+            "instructions": { "type": ["string", "null"], "description": "What the summary should be like" }
+        }), &wishes), &model)),
+        "Summarize": object(
+            &["id", "model", "summary", "finish_reason", "chunks", "rounds", "usage"],
+            merged(json!({ "summary": text, "chunks": count, "rounds": count }), &written)
+        ),
+        "Problem": object(&["type", "title", "status", "detail"], json!({
+            "type": text, "title": text, "status": count, "detail": text, "code": text, "param": text
+        }))
+    });
+    let openai = json!({
         "ChatRequest": merged(object(&["model", "messages"], chat_fields), &json!({ "additionalProperties": false })),
         "CompletionRequest": merged(object(&["model", "prompt"], text_fields), &json!({ "additionalProperties": false })),
         "Chat": whole(chat_choice),
@@ -197,5 +257,6 @@ pub(super) fn schemas() -> Value {
             "object": { "const": "list" }, "data": { "type": "array", "items": reference("Model") }
         })),
         "Error": object(&["error"], json!({ "error": detail }))
-    })
+    });
+    merged(openai, &native)
 }
