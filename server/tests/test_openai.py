@@ -114,6 +114,37 @@ class OpenAiClient(unittest.TestCase):
             )
         self.assertEqual(caught.exception.param, "response_format.json_schema.schema")
 
+    def test_responses_whole_and_streamed(self):
+        ask = {"model": NAME, "input": QUESTION, "instructions": "Be brief.", "temperature": 0, "max_output_tokens": 40}
+        whole = self.client.responses.create(store=False, **ask)
+        self.assertEqual((whole.status, whole.output[0].status), ("completed", "completed"))
+        self.assertIn("Paris", whole.output_text)
+        self.assertEqual(whole.usage.total_tokens, whole.usage.input_tokens + whole.usage.output_tokens)
+        with self.client.responses.stream(**ask) as stream:
+            kinds = [event.type for event in stream]
+            final = stream.get_final_response()
+        self.assertEqual(kinds[0], "response.created")
+        self.assertEqual(kinds[-1], "response.completed")
+        self.assertEqual(final.output_text, whole.output_text)
+        cut = self.client.responses.create(**{**ask, "max_output_tokens": 2})
+        self.assertEqual((cut.status, cut.incomplete_details.reason), ("incomplete", "max_output_tokens"))
+        # What was answered can be sent back.
+        again = self.client.responses.create(
+            model=NAME, input=[*QUESTION, *whole.output, {"role": "user", "content": "And of Italy?"}], max_output_tokens=5
+        )
+        self.assertGreater(again.usage.input_tokens, whole.usage.input_tokens)
+        for refused in [{"store": True}, {"previous_response_id": "resp_1"}]:
+            with self.assertRaises(openai.BadRequestError) as caught:
+                self.client.responses.create(**ask, **refused)
+            self.assertEqual(caught.exception.param, next(iter(refused)))
+
+    def test_responses_are_parsed_into_a_type(self):
+        class Colour(pydantic.BaseModel):
+            name: typing.Literal["red", "green"]
+
+        answer = self.client.responses.parse(model=NAME, input="A colour?", text_format=Colour, max_output_tokens=90)
+        self.assertIn(answer.output_parsed.name, ["red", "green"])
+
     def test_models(self):
         self.assertEqual([model.id for model in self.client.models.list()], [NAME])
         self.assertEqual(self.client.models.retrieve(NAME).owned_by, "candela")
@@ -209,6 +240,21 @@ class Tools(unittest.TestCase):
                 pass
             (call,) = stream.get_final_completion().choices[0].message.tool_calls
         self.check(call)
+
+    def test_calls_in_responses(self):
+        tool = {"type": "function", **WEATHER["function"], "strict": True}
+        ask = {"model": NAME, "tools": [tool], "tool_choice": {"type": "function", "name": "weather"}}
+        first = self.client.responses.create(input=QUESTION, temperature=0, max_output_tokens=100, **ask)
+        (call,) = first.output
+        self.assertEqual((call.type, call.name), ("function_call", "weather"))
+        self.assertIn(json.loads(call.arguments)["city"], ["Paris", "Rome"])
+        with self.client.responses.stream(input=QUESTION, temperature=0, max_output_tokens=100, **ask) as stream:
+            kinds = [event.type for event in stream]
+            self.assertEqual(stream.get_final_response().output[0].arguments, call.arguments)
+        self.assertIn("response.function_call_arguments.done", kinds)
+        said = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+        second = self.client.responses.create(model=NAME, input=[*QUESTION, call, said], max_output_tokens=5)
+        self.assertGreater(second.usage.input_tokens, 0)
 
     def test_without_a_need_for_a_call_the_answer_is_text(self):
         answer = self.client.chat.completions.create(model=NAME, messages=QUESTION, tools=[WEATHER], max_tokens=10)

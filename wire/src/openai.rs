@@ -7,6 +7,7 @@ pub(crate) mod format;
 pub(crate) mod message;
 pub mod request;
 pub mod response;
+mod responses;
 mod tools;
 
 pub use error::{ErrorBody, ErrorDetail, ErrorKind};
@@ -19,4 +20,5 @@ pub use response::{
     ChatMessage, Completion, CompletionChoice, CompletionLogprobs, FinishReason, Model, ModelList, Timings,
     TokenLogprob, ToolCall, ToolCallDelta, TopLogprob, Usage,
 };
+pub use responses::ResponsesRequest;
 pub use tools::{Function, ToolChoice, Tools};

@@ -10,6 +10,7 @@ mod generation;
 mod native;
 mod openapi;
 mod prepare;
+mod responses;
 mod tools;
 
 use std::sync::Arc;
@@ -39,6 +40,7 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Arc<App>>)> {
     vec![
         ("post", "/v1/chat/completions", post(chat::handle)),
         ("post", "/v1/completions", post(completions::handle)),
+        ("post", "/v1/responses", post(responses::handle)),
         ("get", "/v1/models", get(models)),
         ("get", "/v1/models/{*model}", get(model)),
         ("post", "/tokenize", post(native::tokenize::tokenize)),

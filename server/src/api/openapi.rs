@@ -23,6 +23,7 @@ fn document() -> Value {
         "paths": {
             "/v1/chat/completions": { "post": generate("Answer a conversation", "createChatCompletion", "Chat") },
             "/v1/completions": { "post": generate("Continue a text", "createCompletion", "Completion") },
+            "/v1/responses": { "post": generate("Answer a conversation, and keep nothing of it", "createResponse", "Response") },
             "/generate": { "post": native(
                 "Text from a prompt or a conversation", "generate", "Generate",
                 Some("Events `token` with `text`, then `done` with the answer; `error` with a problem if it breaks")

@@ -68,9 +68,7 @@ pub(crate) async fn parsed<T: Send + 'static>(
     request: Request,
     parse: Parse<T>,
 ) -> Result<T, ApiError> {
-    // Before the body: nobody should upload megabytes to be told to come back.
-    let context_length = served(app)?.engine.facts().context_length;
-    parsed_within(app, request, context_length, parse).await
+    parsed_within(app, request, None, parse).await
 }
 
 /// The same for a route whose text may be longer than the model's context.
@@ -79,18 +77,19 @@ pub(crate) async fn parsed_long<T: Send + 'static>(
     request: Request,
     parse: Parse<T>,
 ) -> Result<T, ApiError> {
-    served(app)?;
-    parsed_within(app, request, u32::MAX, parse).await
+    parsed_within(app, request, Some(u32::MAX), parse).await
 }
 
-/// `context_length` bounds the body, beside the limits that hold for all.
+/// `tokens` bounds the bytes of the body, beside the limits that hold for all; `None` = the model's context.
 async fn parsed_within<T: Send + 'static>(
     app: &Arc<App>,
     request: Request,
-    context_length: u32,
+    tokens: Option<u32>,
     parse: Parse<T>,
 ) -> Result<T, ApiError> {
-    let (body, room) = body::read(app, context_length, request).await?;
+    // Before the body: nobody should upload megabytes to be told to come back.
+    let context_length = served(app)?.engine.facts().context_length;
+    let (body, room) = body::read(app, tokens.unwrap_or(context_length), request).await?;
     let full = ApiError::QueueFull { retry_after: Duration::from_secs(1) };
     let preparing = Arc::clone(&app.preparing).try_acquire_owned().map_err(|_| full)?;
     let closed = |_| ApiError::ShuttingDown;

@@ -62,6 +62,11 @@ impl Fields {
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
+    /// A field as it stands, taken or not.
+    pub(crate) fn peek(&self, name: &str) -> Option<&Value> {
+        self.map.get(name)
+    }
+
     pub(crate) fn required(&mut self, name: &str) -> Result<Value, InvalidField> {
         self.take(name).ok_or_else(|| self.missing(name))
     }

@@ -53,6 +53,33 @@ pub(super) fn response_format(fields: &mut Fields) -> Result<Option<Format>, Inv
     Ok(format)
 }
 
+/// `text.format` of the Responses API, where a schema's fields lie beside `type`.
+pub(super) fn text_format(fields: &mut Fields) -> Result<Option<Format>, InvalidField> {
+    let Some(value) = fields.take("text") else { return Ok(None) };
+    let mut text = Fields::of("text", value)?;
+    let mut found = None;
+    if let Some(value) = text.take("format") {
+        let mut fields = Fields::of("text.format", value)?;
+        let kind = string_at("text.format.type", fields.required("type")?)?;
+        found = match kind.as_str() {
+            "text" => None,
+            "json_object" => Some(Format { param: "text.format", kind: FormatKind::JsonObject }),
+            "json_schema" => {
+                let schema = named_schema(&mut fields)?;
+                Some(Format { param: "text.format.schema", kind: FormatKind::JsonSchema(schema) })
+            }
+            _ => {
+                let message = "`text.format.type` must be `text`, `json_object` or `json_schema`";
+                return Err(InvalidField::value("text.format.type", message));
+            }
+        };
+        fields.finish()?;
+    }
+    text.only("verbosity", |value| value == "medium", "leave it out")?;
+    text.finish()?;
+    Ok(found)
+}
+
 /// `name`, `description`, `strict` and `schema`. Answers are held to the schema whether `strict` or not.
 fn named_schema(fields: &mut Fields) -> Result<Value, InvalidField> {
     let name_path = fields.path("name");

@@ -4,11 +4,11 @@ use super::super::error::ApiError;
 
 /// The fewest parts that a greedy walk finds. `count` gives the tokens of a text; a part that has more than `most` of
 /// them is cut again, so that the result holds for any tokenizer.
-pub(super) fn split<'t>(
-    text: &'t str,
+pub(super) fn split(
+    text: &str,
     most: usize,
     mut count: impl FnMut(&str) -> Result<usize, ApiError>,
-) -> Result<Vec<&'t str>, ApiError> {
+) -> Result<Vec<&str>, ApiError> {
     let mut parts = Vec::new();
     let mut rest = text.trim();
     // Bytes that are tried first; grows and shrinks with what the text turns out to need.

@@ -137,7 +137,8 @@ fn plan(app: &App, served: &Served, body: &[u8]) -> Result<(Plan, Vec<Vec<u32>>)
     let context = served.engine.facts().context_length as usize;
     let instructions = request.instructions;
     let question = prompt(&served.engine, instructions.as_deref(), "")?.len();
-    let most = request.sampling.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS.min(context as u32 / 4).max(1));
+    let most = request.sampling.max_tokens;
+    let most = most.unwrap_or_else(|| DEFAULT_MAX_TOKENS.min(context as u32 / 4).max(1));
     let taken = question + SEAM + most as usize;
     let room = context.saturating_sub(taken);
     if room < LEAST_ROOM {

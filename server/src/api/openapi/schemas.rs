@@ -185,6 +185,31 @@ pub(super) fn schemas() -> Value {
             "message": text, "type": text, "param": nullable, "code": nullable
         }),
     );
+    let item = json!({ "type": "object", "properties": {
+        "type": { "enum": ["message", "function_call", "function_call_output"] }, "role": text,
+        "content": { "oneOf": [{ "type": "string" }, { "type": "array", "items": { "type": "object" } }] },
+        "call_id": text, "name": text, "arguments": text, "output": text, "id": text, "status": text
+    }});
+    let response_fields = json!({
+        "model": text,
+        "input": { "oneOf": [{ "type": "string" }, { "type": "array", "minItems": 1, "items": item }] },
+        "instructions": { "type": ["string", "null"] },
+        "max_output_tokens": { "type": ["integer", "null"], "minimum": 1 },
+        "temperature": sampling["temperature"], "top_p": sampling["top_p"], "stream": sampling["stream"],
+        "store": { "type": ["boolean", "null"], "const": false, "description": "Nothing is stored here" },
+        "text": { "type": ["object", "null"], "properties": { "format": { "type": ["object", "null"] } } },
+        "tools": { "type": ["array", "null"], "maxItems": 128, "items": { "type": "object" } },
+        "tool_choice": { "type": ["string", "object", "null"] },
+        "parallel_tool_calls": { "type": ["boolean", "null"] }
+    });
+    let response = object(
+        &["id", "object", "created_at", "status", "model", "output"],
+        json!({
+            "id": text, "object": { "const": "response" }, "created_at": count,
+            "status": { "enum": ["completed", "incomplete"] }, "model": text,
+            "output": { "type": "array", "items": item }, "usage": { "type": "object" }
+        }),
+    );
     let ids = json!({ "type": "array", "items": { "type": "integer", "minimum": 0 } });
     let model = json!({ "model": { "type": ["string", "null"] } });
     let conversation = chat_fields["messages"].clone();
@@ -248,6 +273,8 @@ pub(super) fn schemas() -> Value {
     let openai = json!({
         "ChatRequest": merged(object(&["model", "messages"], chat_fields), &json!({ "additionalProperties": false })),
         "CompletionRequest": merged(object(&["model", "prompt"], text_fields), &json!({ "additionalProperties": false })),
+        "ResponseRequest": object(&["model", "input"], response_fields),
+        "Response": response,
         "Chat": whole(chat_choice),
         "Completion": whole(text_choice),
         "Model": object(&["id", "object", "created", "owned_by"], json!({
