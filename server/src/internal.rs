@@ -181,10 +181,7 @@ mod tests {
             queued,
             heartbeat_age: Duration::from_secs(seconds),
             accepting: true,
-            kv_tokens: 0,
-            prompt_tokens_total: 0,
-            completion_tokens_total: 0,
-            steps_total: 0,
+            ..Stats::default()
         };
         let limit = Duration::from_secs(10);
         assert_eq!(wedged(&stats(0, 0, 1000), limit), None);

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{CancelToken, GenerateRequest, Sink, SubmitError};
+use crate::{CancelToken, EngineConfig, GenerateRequest, Sink, SubmitError, schedule::Figures};
 
 /// A request that was admitted and waits for a sequence slot.
 pub(crate) struct Pending {
@@ -34,11 +34,30 @@ struct State {
     queue: VecDeque<Pending>,
     phase: Phase,
     running: usize,
+    /// Slots that the next requests will have at once.
+    free: usize,
+    /// Prompt tokens in the queue.
+    queued_tokens: usize,
     /// The thread waits for work, so its heartbeat stands still for a good reason.
     idle: bool,
     heartbeat: Instant,
-    /// Exponentially weighted mean of how long a request holds a slot.
-    mean_service: Duration,
+    speed: Speed,
+    figures: Figures,
+}
+
+/// What work takes, as exponentially weighted means.
+struct Speed {
+    /// Seconds that a request holds a slot.
+    service: f64,
+    /// Tokens that a request generates.
+    output: Option<f64>,
+    /// Seconds of the engine for a token of a prompt, and for a generated one, beside whatever else is in the step.
+    prefill: Option<f64>,
+    decode: Option<f64>,
+}
+
+fn follow(mean: &mut Option<f64>, value: f64) {
+    *mean = Some(mean.map_or(value, |mean| (mean * 7.0 + value) / 8.0));
 }
 
 pub(crate) struct Admission {
@@ -47,9 +66,23 @@ pub(crate) struct Admission {
     work: Condvar,
     /// The engine became idle: for those who drain.
     idle: Condvar,
-    max_queue: usize,
-    max_sequences: usize,
+    limits: Limits,
     pub(crate) counters: Counters,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    max_sequences: usize,
+    max_queue: usize,
+    max_queue_tokens: Option<usize>,
+    max_wait: Option<Duration>,
+}
+
+impl From<&EngineConfig> for Limits {
+    fn from(config: &EngineConfig) -> Self {
+        let EngineConfig { max_sequences, max_queue, max_queue_tokens, max_wait, .. } = *config;
+        Self { max_sequences, max_queue, max_queue_tokens, max_wait }
+    }
 }
 
 /// Totals since the engine was loaded.
@@ -58,8 +91,6 @@ pub(crate) struct Counters {
     pub(crate) prompt_tokens: AtomicU64,
     pub(crate) completion_tokens: AtomicU64,
     pub(crate) steps: AtomicU64,
-    /// Tokens whose keys and values are held now.
-    pub(crate) kv_tokens: AtomicU64,
 }
 
 impl Counters {
@@ -79,25 +110,29 @@ pub(crate) struct Taken {
 pub(crate) struct Snapshot {
     pub(crate) running: usize,
     pub(crate) queued: usize,
+    pub(crate) queued_tokens: usize,
+    pub(crate) figures: Figures,
     pub(crate) heartbeat_age: Duration,
     pub(crate) phase: Phase,
 }
 
 impl Admission {
-    pub(crate) fn new(max_sequences: usize, max_queue: usize) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self {
             state: Mutex::new(State {
                 queue: VecDeque::new(),
                 phase: Phase::Open,
                 running: 0,
+                free: limits.max_sequences,
+                queued_tokens: 0,
                 idle: true,
                 heartbeat: Instant::now(),
-                mean_service: Duration::from_secs(1),
+                speed: Speed { service: 1.0, output: None, prefill: None, decode: None },
+                figures: Figures::default(),
             }),
             work: Condvar::new(),
             idle: Condvar::new(),
-            max_queue,
-            max_sequences,
+            limits,
             counters: Counters::default(),
         }
     }
@@ -114,26 +149,36 @@ impl Admission {
         if state.phase != Phase::Open {
             return Err(SubmitError::ShuttingDown);
         }
-        let free_slots = self.max_sequences.saturating_sub(state.running);
-        let queued = state.queue.len();
-        if queued >= self.max_queue + free_slots {
-            let rounds = (queued + 1).div_ceil(self.max_sequences);
-            let wait = state.mean_service.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX));
-            // Whole seconds, since that is what `Retry-After` can say.
-            let retry_after = Duration::from_secs(wait.as_secs_f64().ceil().clamp(1.0, 60.0) as u64);
-            return Err(SubmitError::QueueFull { queued, retry_after });
+        let (queued, tokens) = (state.queue.len(), pending.request.prompt_tokens.len());
+        if queued >= state.free {
+            let wait = state.wait(&self.limits);
+            let Limits { max_queue, max_queue_tokens, max_wait, .. } = self.limits;
+            let too_many = queued >= max_queue + state.free;
+            let too_long =
+                max_queue_tokens.is_some_and(|max| queued > 0 && state.queued_tokens + tokens > max);
+            if too_many || too_long || max_wait.is_some_and(|max| wait > max.as_secs_f64()) {
+                // When what waits now will have been taken; whole seconds, since that is what `Retry-After` can say.
+                let retry_after = Duration::from_secs(wait.ceil().clamp(1.0, 3600.0) as u64);
+                return Err(SubmitError::QueueFull { queued, retry_after });
+            }
         }
         if state.idle {
             state.heartbeat = Instant::now();
         }
+        state.queued_tokens += tokens;
         state.queue.push_back(pending);
         self.work.notify_one();
         Ok(())
     }
 
-    /// The engine's thread, between steps: beats the heart, takes as many requests as there are free slots, and
-    /// hands out those waiting ones that `is_over` says have ended before they began.
-    pub(crate) fn take(&self, running: usize, is_over: impl Fn(&Pending, Phase) -> bool) -> Taken {
+    /// The engine's thread, between steps: beats the heart, takes as many requests as there are free slots (none, if
+    /// `has_room` is false), and hands out those waiting ones that `is_over` says have ended before they began.
+    pub(crate) fn take(
+        &self,
+        running: usize,
+        has_room: bool,
+        is_over: impl Fn(&Pending, Phase) -> bool,
+    ) -> Taken {
         let mut state = self.lock();
         state.heartbeat = Instant::now();
         state.idle = false;
@@ -142,17 +187,19 @@ impl Admission {
         for pending in queue {
             if is_over(&pending, state.phase) { over.push(pending) } else { waiting.push_back(pending) }
         }
-        let n_free = self.max_sequences.saturating_sub(running).min(waiting.len());
-        let started: Vec<_> = waiting.drain(..n_free).collect();
+        let free = if has_room { self.limits.max_sequences.saturating_sub(running) } else { 0 };
+        let started: Vec<_> = waiting.drain(..free.min(waiting.len())).collect();
+        state.queued_tokens = waiting.iter().map(|pending| pending.request.prompt_tokens.len()).sum();
         state.queue = waiting;
         state.running = running + started.len();
+        state.free = free - started.len();
         Taken { started, over, phase: state.phase }
     }
 
     /// The engine's thread, with nothing to do: sleeps until there is. False = the engine stops.
     pub(crate) fn wait_for_work(&self) -> bool {
         let mut state = self.lock();
-        state.running = 0;
+        (state.running, state.free) = (0, self.limits.max_sequences);
         while state.queue.is_empty() && state.phase != Phase::Stopping {
             state.idle = true;
             self.idle.notify_all();
@@ -167,10 +214,27 @@ impl Admission {
         go_on
     }
 
-    /// A request left its slot after `service`.
-    pub(crate) fn served(&self, service: Duration) {
+    /// A request left its slot after `service`, with so many tokens generated.
+    pub(crate) fn served(&self, service: Duration, n_generated: usize) {
         let mut state = self.lock();
-        state.mean_service = (state.mean_service * 7 + service) / 8;
+        state.speed.service = (state.speed.service * 7.0 + service.as_secs_f64()) / 8.0;
+        follow(&mut state.speed.output, n_generated as f64);
+    }
+
+    /// A step computed so many tokens of prompts and so many that follow generated ones.
+    pub(crate) fn stepped(&self, took: Duration, n_prefill: usize, n_decode: usize) {
+        let each = took.as_secs_f64() / (n_prefill + n_decode).max(1) as f64;
+        let mut state = self.lock();
+        if n_prefill > 0 {
+            follow(&mut state.speed.prefill, each);
+        } else if n_decode > 0 {
+            follow(&mut state.speed.decode, each);
+        }
+    }
+
+    /// What the scheduler holds now.
+    pub(crate) fn show(&self, figures: Figures) {
+        self.lock().figures = figures;
     }
 
     /// Moves on to `phase`; never back.
@@ -199,9 +263,29 @@ impl Admission {
         Snapshot {
             running: state.running,
             queued: state.queue.len(),
+            queued_tokens: state.queued_tokens,
+            figures: state.figures,
             heartbeat_age: if resting { Duration::ZERO } else { state.heartbeat.elapsed() },
             phase: state.phase,
         }
+    }
+}
+
+impl State {
+    /// Seconds until a request that came now would have a slot, all slots being taken: until a running one ends, and as
+    /// long as those take that wait already.
+    fn wait(&self, limits: &Limits) -> f64 {
+        let speed = &self.speed;
+        let per_slot = speed.service / limits.max_sequences as f64;
+        let queued = self.queue.len() as f64;
+        let before = match (speed.prefill, speed.decode.or(speed.prefill), speed.output) {
+            (Some(prefill), Some(decode), Some(output)) => {
+                self.queued_tokens as f64 * prefill + queued * output * decode
+            }
+            // Nothing is measured yet.
+            _ => queued * per_slot,
+        };
+        per_slot + before
     }
 }
 
@@ -211,9 +295,13 @@ mod tests {
 
     use super::*;
 
+    fn door(max_sequences: usize, max_queue: usize) -> Admission {
+        Admission::new(Limits { max_sequences, max_queue, max_queue_tokens: None, max_wait: None })
+    }
+
     fn pending() -> Pending {
         Pending {
-            request: GenerateRequest::default(),
+            request: GenerateRequest { prompt_tokens: vec![1; 100], ..GenerateRequest::default() },
             sink: Box::new(|_| ControlFlow::Continue(())),
             cancel: CancelToken::default(),
             submitted: Instant::now(),
@@ -222,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_says_when_to_retry() {
-        let door = Admission::new(1, 2);
+        let door = door(1, 2);
         // One goes straight to the free slot, two wait.
         for _ in 0..3 {
             door.submit(pending()).unwrap();
@@ -232,26 +320,73 @@ mod tests {
             matches!(refused, SubmitError::QueueFull { queued: 3, retry_after } if retry_after.as_secs() >= 1),
             "{refused:?}"
         );
-        let taken = door.take(0, |_, _| false);
+        let taken = door.take(0, true, |_, _| false);
         assert_eq!((taken.started.len(), taken.over.len()), (1, 0));
         assert!(door.submit(pending()).is_err(), "slot is taken, both places in the queue too");
     }
 
     #[test]
     fn requests_that_ended_in_the_queue_take_no_slot() {
-        let door = Admission::new(1, 4);
+        let door = door(1, 4);
         let dead = pending();
         dead.cancel.cancel();
         door.submit(dead).unwrap();
         door.submit(pending()).unwrap();
-        let taken = door.take(0, |p, _| p.cancel.is_cancelled());
+        let taken = door.take(0, true, |p, _| p.cancel.is_cancelled());
         assert_eq!((taken.started.len(), taken.over.len()), (1, 1));
         assert!(!taken.started[0].cancel.is_cancelled());
     }
 
     #[test]
+    fn tokens_that_wait_are_bounded_and_one_prompt_may_always_wait() {
+        let limits = Limits { max_sequences: 1, max_queue: 10, max_queue_tokens: Some(150), max_wait: None };
+        let door = Admission::new(limits);
+        door.submit(pending()).unwrap();
+        door.take(0, true, |_, _| false);
+        let mut large = pending();
+        large.request.prompt_tokens = vec![1; 1000];
+        door.submit(large).unwrap();
+        assert!(matches!(door.submit(pending()), Err(SubmitError::QueueFull { queued: 1, .. })));
+        assert_eq!(door.snapshot().queued_tokens, 1000);
+        door.take(0, true, |_, _| false);
+        door.submit(pending()).unwrap();
+        assert_eq!(door.snapshot().queued_tokens, 100);
+    }
+
+    #[test]
+    fn the_wait_is_estimated_from_what_was_measured() {
+        let max_wait = Some(Duration::from_secs(10));
+        let limits = Limits { max_sequences: 2, max_queue: 100, max_queue_tokens: None, max_wait };
+        let door = Admission::new(limits);
+        // 10 ms for a token of a prompt, 20 ms for a generated one; 50 of those, which take 2 s.
+        for _ in 0..100 {
+            door.stepped(Duration::from_secs(1), 90, 10);
+            door.stepped(Duration::from_millis(40), 0, 2);
+            door.served(Duration::from_secs(2), 50);
+        }
+        for _ in 0..2 {
+            door.submit(pending()).unwrap();
+        }
+        door.take(0, true, |_, _| false);
+        // Each that waits adds 100 · 10 ms + 50 · 20 ms; a slot becomes free every second.
+        let waits: Vec<f64> = (0..5)
+            .map(|_| {
+                let wait = door.lock().wait(&limits);
+                door.submit(pending()).unwrap();
+                (wait * 10.0).round() / 10.0
+            })
+            .collect();
+        assert_eq!(waits, [1.0, 3.0, 5.0, 7.0, 9.0]);
+        let refused = door.submit(pending());
+        assert_eq!(refused, Err(SubmitError::QueueFull { queued: 5, retry_after: Duration::from_secs(11) }));
+        // Free slots, but no blocks: nothing is taken.
+        assert!(door.take(0, false, |_, _| false).started.is_empty());
+        assert_eq!(door.take(0, true, |_, _| false).started.len(), 2);
+    }
+
+    #[test]
     fn draining_admits_nothing_and_does_not_go_back() {
-        let door = Admission::new(1, 1);
+        let door = door(1, 1);
         door.advance(Phase::Stopping);
         door.advance(Phase::Draining);
         assert_eq!(door.submit(pending()), Err(SubmitError::ShuttingDown));

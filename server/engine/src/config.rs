@@ -1,6 +1,6 @@
 //! What to load and within which limits.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 pub use crate::kernels::KvType;
 
@@ -28,10 +28,16 @@ pub struct EngineConfig {
     /// Upper bound on prompt plus output, in tokens; `None` = what the model was made for.
     /// More than the model was made for is refused.
     pub context_length: Option<u32>,
-    /// Sequences that generate at the same time; each has a KV cache of its own.
+    /// Sequences that generate at the same time, as far as the KV cache has room for them.
     pub max_sequences: usize,
     /// Requests that may wait for a sequence slot; one more is answered [`crate::SubmitError::QueueFull`].
     pub max_queue: usize,
+    /// Prompt tokens that may wait, of all waiting requests together; a request that waits alone may have more. `None` =
+    /// as many as `max_queue` requests have.
+    pub max_queue_tokens: Option<usize>,
+    /// How long a request may have to wait for a slot, as estimated from what waits before it and from the speed so
+    /// far. `None` = any time.
+    pub max_wait: Option<Duration>,
     /// Tokens computed in one step, prompt chunks included: bounds how long a step takes, hence how late a
     /// cancellation or a deadline is noticed and how long a prompt may stall the streams that run beside it.
     pub step_tokens: usize,
@@ -65,6 +71,8 @@ impl Default for EngineConfig {
             context_length: None,
             max_sequences: 8,
             max_queue: 64,
+            max_queue_tokens: None,
+            max_wait: None,
             step_tokens: 128,
             memory_limit_bytes: None,
             threads: None,

@@ -11,9 +11,7 @@ use crate::{
     LoadError, LoadProgress, ModelFacts, ModelSource, SamplingParams, Sink, SubmitError, TextError,
     admission::{Admission, Pending, Phase},
     constraint::Compiler,
-    load,
-    model::BLOCK_TOKENS,
-    request, step,
+    load, request, step,
     text::Text,
 };
 
@@ -55,7 +53,7 @@ pub struct ChatRequest {
 }
 
 /// What an engine is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Sequences that hold a slot.
     pub running: usize,
@@ -65,11 +63,24 @@ pub struct Stats {
     pub heartbeat_age: Duration,
     /// False once [`Engine::drain`] or [`Engine::shutdown`] was called.
     pub accepting: bool,
-    /// Tokens whose keys and values are held now.
+    /// Prompt tokens of the requests that wait.
+    pub queued_tokens: usize,
+    /// Tokens of running sequences whose keys and values are there; those that several share count for each.
     pub kv_tokens: u64,
+    /// Blocks of 32 tokens that sequences hold, and all there are. Others may have contents to be used again.
+    pub kv_blocks_used: usize,
+    pub kv_blocks_total: usize,
     pub prompt_tokens_total: u64,
     pub completion_tokens_total: u64,
     pub steps_total: u64,
+    /// Prompt tokens that were looked for in the blocks, and those that were there and not computed again.
+    pub prefix_query_tokens_total: u64,
+    pub prefix_hit_tokens_total: u64,
+    /// Sequences that lost their blocks to older ones, and computed their keys and values again later.
+    pub preemptions_total: u64,
+    /// Tokens that were guessed ahead, and those of them that were right.
+    pub draft_tokens_total: u64,
+    pub accepted_tokens_total: u64,
 }
 
 impl Engine {
@@ -82,9 +93,7 @@ impl Engine {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self, LoadError> {
         let loaded = load::load(source, config, progress)?;
-        let per_sequence = (loaded.facts.context_length as usize).div_ceil(BLOCK_TOKENS);
-        let n_slots = config.max_sequences.min(loaded.n_blocks / per_sequence);
-        let admission = Arc::new(Admission::new(n_slots, config.max_queue));
+        let admission = Arc::new(Admission::new(config.into()));
         let text = Arc::new(loaded.text);
         let worker = step::Worker::new(
             loaded.model,
@@ -195,10 +204,18 @@ impl Engine {
             queued: seen.queued,
             heartbeat_age: seen.heartbeat_age,
             accepting: seen.phase == Phase::Open,
-            kv_tokens: counters.kv_tokens.load(Relaxed),
+            queued_tokens: seen.queued_tokens,
+            kv_tokens: seen.figures.tokens as u64,
+            kv_blocks_used: seen.figures.used_blocks,
+            kv_blocks_total: seen.figures.total_blocks,
             prompt_tokens_total: counters.prompt_tokens.load(Relaxed),
             completion_tokens_total: counters.completion_tokens.load(Relaxed),
             steps_total: counters.steps.load(Relaxed),
+            prefix_query_tokens_total: seen.figures.prefix_queries,
+            prefix_hit_tokens_total: seen.figures.prefix_hits,
+            preemptions_total: seen.figures.preemptions,
+            draft_tokens_total: seen.figures.drafted,
+            accepted_tokens_total: seen.figures.accepted,
         }
     }
 

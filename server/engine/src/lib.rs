@@ -24,6 +24,7 @@ mod load;
 mod model;
 mod request;
 mod sampler;
+mod schedule;
 mod sequence;
 mod step;
 pub mod testing;
@@ -39,6 +40,6 @@ pub use engine::{ChatRequest, Engine, SpecialTokens, Stats, WarmUpError};
 pub use error::{LoadError, LoadPhase, LoadProgress, TextError};
 pub use facts::{Memory, ModelFacts};
 pub use request::{
-    CancelToken, Event, FinishReason, Finished, GenerateRequest, SamplingParams, Sink, SubmitError, Timings,
-    Token, TokenLogprob, TopLogprob, Usage,
+    CancelToken, Event, FinishReason, Finished, GenerateRequest, SamplingParams, Sink, Speculation,
+    SubmitError, Timings, Token, TokenLogprob, TopLogprob, Usage,
 };

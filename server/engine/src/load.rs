@@ -8,6 +8,7 @@ use crate::{
     files::{self, Files},
     kernels::{KvStore, Pool},
     model::{self, BLOCK_TOKENS, Decoder, HfConfig, Shape, Source},
+    schedule::MAX_DRAFT_ROWS,
     text::{self, Text},
     weights::{
         folder::{Conventions, FolderWeights},
@@ -161,9 +162,9 @@ fn check_config(config: &EngineConfig) -> Result<(), LoadError> {
     if !(1..=4096).contains(&config.max_sequences) {
         return refuse("max_sequences", format!("{} is outside 1..=4096", config.max_sequences));
     }
-    if config.step_tokens <= config.max_sequences || config.step_tokens > 1 << 16 {
+    if config.step_tokens < config.max_sequences || config.step_tokens > 1 << 16 {
         let what = format!(
-            "{} is not above max_sequences ({}) and at most 65536: each step computes one token for every running \
+            "{} is not from max_sequences ({}) to 65536: each step computes one token for every running \
              sequence and, with the rest, prompts",
             config.step_tokens, config.max_sequences
         );
@@ -174,6 +175,12 @@ fn check_config(config: &EngineConfig) -> Result<(), LoadError> {
     }
     if config.kv_cache_tokens == Some(0) {
         return refuse("kv_cache_tokens", "0 tokens hold no context".to_owned());
+    }
+    if config.max_queue_tokens == Some(0) {
+        return refuse("max_queue_tokens", "0 lets nothing wait; leave it out for no limit".to_owned());
+    }
+    if config.max_wait.is_some_and(|wait| wait.is_zero()) {
+        return refuse("max_wait", "0 lets nothing wait; leave it out for no limit".to_owned());
     }
     Ok(())
 }
@@ -195,7 +202,8 @@ fn check_memory(shape: &mut Shape, source: &Source<'_>, config: &EngineConfig) -
         shape.max_context = context;
     }
     let weights_bytes = Decoder::weights_bytes(shape, source)?;
-    let activations_bytes = shape.activations_bytes(config.step_tokens, config.max_sequences);
+    let activations_bytes =
+        shape.activations_bytes(config.step_tokens, config.max_sequences + MAX_DRAFT_ROWS);
     let block_bytes = KvStore::bytes_per_block(config.kv_type, shape.layers, shape.kv_heads, shape.head_dim);
     let per_sequence = (shape.max_context as usize).div_ceil(BLOCK_TOKENS);
     let every_sequence = per_sequence.saturating_mul(config.max_sequences);

@@ -37,6 +37,21 @@ pub struct GenerateRequest {
     /// What the output must be. It ends with [`FinishReason::Stop`] once it is whole; cut off by `max_tokens` or a stop
     /// string, it is a beginning of what it must be.
     pub constraint: Option<Constraint>,
+    /// Whose keys and values may be used again: those of earlier requests with the same salt. `None` = of all others
+    /// without one.
+    pub salt: Option<[u8; 32]>,
+    /// Guess tokens ahead, which changes the speed and not the output.
+    pub speculation: Option<Speculation>,
+}
+
+/// Guessing by prompt lookup: what followed the last tokens when they occurred before is computed along with them, and
+/// kept as far as it is what the model says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Speculation {
+    /// Tokens that must have occurred before, 1 to 16.
+    pub ngram: u32,
+    /// Tokens to guess at most, 1 to 32.
+    pub max_draft: u32,
 }
 
 /// How the next token is chosen. The defaults sample from the model's own distribution.
@@ -235,6 +250,12 @@ pub(crate) fn validate(request: &GenerateRequest, facts: &ModelFacts) -> Result<
     }
     if let Some(n) = request.logprobs.filter(|n| *n > MAX_LOGPROBS) {
         return invalid("logprobs", format!("is {n}, more than {MAX_LOGPROBS}"));
+    }
+    if let Some(Speculation { ngram, max_draft }) = request.speculation
+        && !((1..=16).contains(&ngram) && (1..=32).contains(&max_draft))
+    {
+        let what = format!("has ngram {ngram}, from 1 to 16, and max_draft {max_draft}, from 1 to 32");
+        return invalid("speculation", what);
     }
     let s = &request.sampling;
     // `contains` is false for NaN.

@@ -2,6 +2,7 @@
 
 use std::{
     ops::ControlFlow,
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -11,18 +12,13 @@ use crate::{
     constraint::Tracker,
     contained,
     sampler::{self, Sampler},
+    schedule::{Salt, Work},
     text::{Grown, Output, Text},
 };
 
 /// A request that holds a slot.
 pub(crate) struct Sequence {
-    /// Prompt and output.
-    pub(crate) tokens: Vec<u32>,
     n_prompt: usize,
-    /// Where the keys and values of its tokens lie.
-    pub(crate) blocks: Vec<u32>,
-    /// Tokens whose keys and values are there.
-    pub(crate) n_cached: usize,
     /// Output tokens at most, from the request and the context.
     max_output: usize,
     ignore_eos: bool,
@@ -43,26 +39,38 @@ pub(crate) struct Sequence {
     over: bool,
     /// An end-of-text token is not part of the output, but it was generated.
     n_generated: usize,
+    /// Chosen in this step and not yet delivered; then what went wrong.
+    chosen: Vec<Chosen>,
+    failed: Option<String>,
+}
+
+/// A token before it becomes an event.
+struct Chosen {
+    id: u32,
+    /// It is an end-of-text token.
+    is_end: bool,
+    /// The constraint leaves nothing that could follow.
+    is_whole: bool,
+    /// Of the token, and of the likeliest ones.
+    logprobs: Option<(f32, Vec<(u32, f32)>)>,
 }
 
 impl Sequence {
-    pub(crate) fn new(pending: Pending, blocks: Vec<u32>, context_length: usize) -> Self {
+    /// The state of a request that got a slot, and its prompt with what the scheduler is to know.
+    pub(crate) fn new(pending: Pending, context_length: usize, salt: Salt) -> (Self, Work) {
         let Pending { request, sink, cancel, submitted } = pending;
         let n_prompt = request.prompt_tokens.len();
         let room = context_length.saturating_sub(n_prompt);
         let max_output = request.max_tokens.map_or(room, |n| room.min(n as usize));
         let (stop, later_stop) =
             if request.min_tokens == 0 { (request.stop, Vec::new()) } else { (Vec::new(), request.stop) };
-        Self {
+        let sequence = Self {
             sampler: Sampler::new(request.sampling, &request.prompt_tokens),
             tracker: request.constraint.map(Tracker::new),
             min_tokens: request.min_tokens as usize,
             later_stop,
             output: Output::new(&request.prompt_tokens, stop),
-            tokens: request.prompt_tokens,
             n_prompt,
-            blocks,
-            n_cached: 0,
             max_output,
             ignore_eos: request.ignore_eos,
             logprobs: request.logprobs,
@@ -74,7 +82,16 @@ impl Sequence {
             first_token: None,
             over: false,
             n_generated: 0,
-        }
+            chosen: Vec::new(),
+            failed: None,
+        };
+        let work = Work {
+            prompt: request.prompt_tokens,
+            max_len: n_prompt + max_output,
+            salt: request.salt.unwrap_or(salt),
+            speculation: request.speculation,
+        };
+        (sequence, work)
     }
 
     pub(crate) fn is_over(&self) -> bool {
@@ -85,13 +102,8 @@ impl Sequence {
         self.started.elapsed()
     }
 
-    /// Tokens whose keys and values are still to be computed.
-    pub(crate) fn n_pending(&self) -> usize {
-        self.tokens.len() - self.n_cached
-    }
-
-    pub(crate) fn is_prefilling(&self) -> bool {
-        self.n_cached < self.n_prompt
+    pub(crate) fn n_generated(&self) -> usize {
+        self.n_generated
     }
 
     /// Ends the sequence if its client left or its time is up.
@@ -103,40 +115,79 @@ impl Sequence {
         }
     }
 
-    /// Chooses a token from the logits after the last one, and sends what became of it.
-    pub(crate) fn advance(&mut self, logits: &mut [f32], text: &Text) {
-        let plain = self.logprobs.map(|_| logits.to_vec());
-        if let Err(what) = self.restrict(logits, text) {
-            return self.finish(FinishReason::Error(what), text);
+    /// Chooses tokens from rows of logits, `(1 + drafts, vocabulary)`: one after each draft that turns out to be right,
+    /// and one more. Neither sends nor counts, so it may run beside other sequences.
+    pub(crate) fn choose(&mut self, logits: &mut [f32], vocabulary: usize, draft: &[u32], text: &Text) {
+        self.chosen.clear();
+        for (i, row) in logits.chunks_exact_mut(vocabulary).enumerate() {
+            match self.choose_one(row, text) {
+                Ok(chosen) => {
+                    let is_last = chosen.is_end
+                        || chosen.is_whole
+                        || draft.get(i) != Some(&chosen.id)
+                        || self.n_generated + self.chosen.len() + 1 >= self.max_output;
+                    self.chosen.push(chosen);
+                    if is_last {
+                        return;
+                    }
+                }
+                Err(what) => {
+                    self.failed = Some(what);
+                    return;
+                }
+            }
         }
-        let id = match self.sampler.sample(logits) {
-            Ok(id) => id,
-            Err(bad) => return self.finish(FinishReason::Error(bad.to_string()), text),
+    }
+
+    fn choose_one(&mut self, logits: &mut [f32], text: &Text) -> Result<Chosen, String> {
+        let plain = self.logprobs.map(|n| (logits.to_vec(), n as usize));
+        self.restrict(logits, text)?;
+        let id = self.sampler.sample(logits).map_err(|bad| bad.to_string())?;
+        let is_end = !self.ignore_eos && text.end_of_text.contains(&id);
+        let is_whole = match &mut self.tracker {
+            Some(tracker) if !is_end => tracker.advance(id)?,
+            _ => false,
         };
-        self.first_token.get_or_insert_with(Instant::now);
-        self.n_generated += 1;
-        if !self.ignore_eos && text.end_of_text.contains(&id) {
-            return self.finish(FinishReason::Stop, text);
+        let logprobs = plain.filter(|_| !is_end).map(|(plain, n)| sampler::logprobs(&plain, id, n));
+        Ok(Chosen { id, is_end, is_whole, logprobs })
+    }
+
+    /// Sends what was chosen, and counts each token before; returns them, as far as the output goes.
+    pub(crate) fn deliver(&mut self, text: &Text, counter: &AtomicU64) -> Vec<u32> {
+        let mut ids = Vec::with_capacity(self.chosen.len());
+        for Chosen { id, is_end, is_whole, logprobs } in std::mem::take(&mut self.chosen) {
+            if self.over {
+                return ids;
+            }
+            ids.push(id);
+            counter.fetch_add(1, Ordering::Relaxed);
+            self.first_token.get_or_insert_with(Instant::now);
+            if self.n_generated >= self.min_tokens && !self.later_stop.is_empty() {
+                self.output.watch(std::mem::take(&mut self.later_stop));
+            }
+            self.n_generated += 1;
+            if is_end {
+                self.finish(FinishReason::Stop, text);
+                return ids;
+            }
+            let logprob = logprobs.map(|logprobs| logprob(logprobs, id, text));
+            let (piece, stop) = match self.output.push(id, text) {
+                Grown::Text(piece) => (piece, None),
+                Grown::Stopped { text, stop } => (text, Some(stop)),
+            };
+            self.send(Event::Token(Token { id, text: piece, logprob }));
+            if let Some(stop) = stop {
+                self.end(FinishReason::Stop, String::new(), Some(stop));
+            } else if is_whole {
+                self.finish(FinishReason::Stop, text);
+            } else if self.n_generated >= self.max_output {
+                self.finish(FinishReason::Length, text);
+            }
         }
-        let whole = match self.tracker.as_mut().map(|tracker| tracker.advance(id)) {
-            Some(Err(what)) => return self.finish(FinishReason::Error(what), text),
-            Some(Ok(whole)) => whole,
-            None => false,
-        };
-        self.tokens.push(id);
-        let logprob = plain.zip(self.logprobs).map(|(plain, n)| logprob(&plain, id, n, text));
-        let (piece, stop) = match self.output.push(id, text) {
-            Grown::Text(piece) => (piece, None),
-            Grown::Stopped { text, stop } => (text, Some(stop)),
-        };
-        self.send(Event::Token(Token { id, text: piece, logprob }));
-        if let Some(stop) = stop {
-            self.end(FinishReason::Stop, String::new(), Some(stop));
-        } else if whole {
-            self.finish(FinishReason::Stop, text);
-        } else if self.n_generated >= self.max_output {
-            self.finish(FinishReason::Length, text);
+        if let Some(what) = self.failed.take() {
+            self.finish(FinishReason::Error(what), text);
         }
+        ids
     }
 
     /// Makes tokens impossible that may not come next.
@@ -144,7 +195,7 @@ impl Sequence {
         if let Some(tracker) = &mut self.tracker {
             tracker.restrict(logits)?;
         }
-        if self.n_generated < self.min_tokens {
+        if self.n_generated + self.chosen.len() < self.min_tokens {
             let possible = |logits: &[f32]| logits.iter().any(|x| *x != f32::NEG_INFINITY);
             let ends = text.end_of_text.iter().map(|id| *id as usize).filter(|id| *id < logits.len());
             let before: Vec<(usize, f32)> = ends.map(|id| (id, logits[id])).collect();
@@ -153,8 +204,6 @@ impl Sequence {
                 // The constraint leaves nothing but the end.
                 before.into_iter().for_each(|(id, x)| logits[id] = x);
             }
-        } else if !self.later_stop.is_empty() {
-            self.output.watch(std::mem::take(&mut self.later_stop));
         }
         Ok(())
     }
@@ -209,8 +258,7 @@ fn deliver(sink: &mut Sink, event: Event) -> ControlFlow<()> {
     })
 }
 
-fn logprob(logits: &[f32], id: u32, n: u32, text: &Text) -> TokenLogprob {
-    let (logprob, top) = sampler::logprobs(logits, id, n as usize);
+fn logprob((logprob, top): (f32, Vec<(u32, f32)>), id: u32, text: &Text) -> TokenLogprob {
     let written = |id| {
         let token = text.token_text(id);
         (text.token_bytes(id, &token), token)

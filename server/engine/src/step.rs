@@ -1,16 +1,19 @@
-//! The engine's thread. Each step computes one token for every running sequence, and with the rest of its token
-//! budget the next pieces of prompts, first come first served.
+//! The engine's thread: asks the scheduler what to compute, has it computed, and tells the sequences.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Instant,
 };
+
+use rand::Rng;
 
 use crate::{
     FinishReason,
     admission::{Admission, Counters, Pending, Phase},
     contained,
-    model::{BLOCK_TOKENS, Decoder, StepSequence},
+    model::{Decoder, StepSequence},
+    schedule::{self, Id, Part, Salt, Scheduler},
     sequence::{self, Sequence},
     text::Text,
 };
@@ -20,9 +23,12 @@ pub(crate) struct Worker {
     model: Decoder,
     text: Arc<Text>,
     admission: Arc<Admission>,
-    limits: Limits,
-    /// Blocks of keys and values that no sequence has.
-    free: Vec<u32>,
+    context_length: usize,
+    scheduler: Scheduler,
+    sequences: BTreeMap<Id, Sequence>,
+    last_id: Id,
+    /// Of requests that bring none.
+    salt: Salt,
 }
 
 #[derive(Clone, Copy)]
@@ -34,33 +40,45 @@ pub(crate) struct Limits {
 
 impl Worker {
     pub(crate) fn new(model: Decoder, text: Arc<Text>, admission: Arc<Admission>, limits: Limits) -> Self {
-        let free = (0..limits.n_blocks as u32).rev().collect();
-        Self { model, text, admission, limits, free }
+        let Limits { context_length, step_tokens, n_blocks } = limits;
+        let scheduler = Scheduler::new(schedule::Limits { n_blocks, step_tokens });
+        admission.show(scheduler.figures());
+        Self {
+            model,
+            text,
+            admission,
+            context_length,
+            scheduler,
+            sequences: BTreeMap::new(),
+            last_id: 0,
+            salt: rand::rng().random(),
+        }
     }
 
     /// Until the engine is shut down.
     pub(crate) fn run(mut self) {
-        let mut running: Vec<Sequence> = Vec::new();
-        while !running.is_empty() || self.admission.wait_for_work() {
-            let phase = self.admit(&mut running);
-            for sequence in &mut running {
+        while !self.sequences.is_empty() || self.admission.wait_for_work() {
+            let phase = self.admit();
+            for sequence in self.sequences.values_mut() {
                 if phase == Phase::Stopping {
                     sequence.finish(FinishReason::Cancelled, &self.text);
                 } else {
                     sequence.check(&self.text);
                 }
             }
-            self.leave(&mut running);
-            if !running.is_empty() {
-                self.guarded_step(&mut running);
+            self.leave();
+            let parts = self.scheduler.plan();
+            if !parts.is_empty() {
+                // Before anybody hears of a token, as with the counters.
+                self.admission.show(self.scheduler.figures());
+                self.guarded_step(&parts);
+                self.leave();
             }
-            self.leave(&mut running);
-            let held: usize = running.iter().map(|sequence| sequence.n_cached).sum();
-            self.admission.counters.kv_tokens.store(held as u64, Ordering::Relaxed);
+            self.admission.show(self.scheduler.figures());
         }
     }
 
-    fn admit(&mut self, running: &mut Vec<Sequence>) -> Phase {
+    fn admit(&mut self) -> Phase {
         let now = Instant::now();
         let ended = |pending: &Pending, phase: Phase| {
             if phase == Phase::Stopping || pending.cancel.is_cancelled() {
@@ -71,81 +89,109 @@ impl Worker {
                 None
             }
         };
-        let taken = self.admission.take(running.len(), |pending, phase| ended(pending, phase).is_some());
+        let has_room = !self.scheduler.is_short_of_blocks();
+        let taken = self
+            .admission
+            .take(self.sequences.len(), has_room, |pending, phase| ended(pending, phase).is_some());
         for pending in taken.over {
             let reason = ended(&pending, taken.phase).unwrap_or(FinishReason::Cancelled);
             sequence::refuse(pending, reason);
         }
         for pending in taken.started {
             Counters::add(&self.admission.counters.prompt_tokens, pending.request.prompt_tokens.len());
-            // Admission has as many slots as there are blocks for at full context.
-            let n = self.limits.context_length.div_ceil(BLOCK_TOKENS);
-            let blocks = self.free.split_off(self.free.len() - n);
-            running.push(Sequence::new(pending, blocks, self.limits.context_length));
+            self.last_id += 1;
+            let (mut sequence, work) = Sequence::new(pending, self.context_length, self.salt);
+            // Loading made sure that a whole context fits, so nobody should hear of this.
+            if let Err(what) = self.scheduler.submit(self.last_id, work) {
+                sequence.finish(FinishReason::Error(what), &self.text);
+            }
+            self.sequences.insert(self.last_id, sequence);
         }
         taken.phase
     }
 
     /// Frees the slots and blocks of sequences that are over.
-    fn leave(&mut self, running: &mut Vec<Sequence>) {
-        running.retain(|sequence| {
+    fn leave(&mut self) {
+        self.sequences.retain(|id, sequence| {
             if sequence.is_over() {
-                self.admission.served(sequence.service());
-                self.free.extend(&sequence.blocks);
+                self.admission.served(sequence.service(), sequence.n_generated());
+                self.scheduler.remove(*id);
             }
             !sequence.is_over()
         });
     }
 
     /// A step whose failure, even by a panic in a library, ends the sequences that took part and nothing else: the
-    /// weights are never written to.
-    fn guarded_step(&mut self, running: &mut [Sequence]) {
-        let outcome = contained::run(|| self.step(running));
+    /// weights are never written to, and blocks that such a step wrote are not used again.
+    fn guarded_step(&mut self, parts: &[Part]) {
+        let outcome = contained::run(|| self.step(parts));
         let message = match outcome {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error,
             Err(_) => "a step panicked".to_owned(),
         };
         tracing::error!(message, "step failed");
-        for sequence in running {
-            sequence.finish(FinishReason::Error(message.clone()), &self.text);
+        for part in parts {
+            if let Some(sequence) = self.sequences.get_mut(&part.id) {
+                sequence.finish(FinishReason::Error(message.clone()), &self.text);
+            }
         }
     }
 
-    fn step(&mut self, running: &mut [Sequence]) -> Result<(), String> {
-        let decoding = running.iter().filter(|sequence| !sequence.is_prefilling()).count();
-        let mut budget = self.limits.step_tokens.saturating_sub(decoding);
-        let mut taking_part = Vec::new();
-        let mut rows = Vec::new();
-        for (i, sequence) in running.iter().enumerate() {
-            let n = match sequence.is_prefilling() {
-                false => 1,
-                true => sequence.n_pending().min(budget),
+    fn step(&mut self, parts: &[Part]) -> Result<(), String> {
+        let began = Instant::now();
+        self.compute(parts)?;
+        for part in parts {
+            let chosen = match self.sequences.get_mut(&part.id) {
+                Some(sequence) if part.n_logits > 0 => {
+                    sequence.deliver(&self.text, &self.admission.counters.completion_tokens)
+                }
+                _ => Vec::new(),
             };
-            if n == 0 {
-                continue;
-            }
-            if sequence.is_prefilling() {
-                budget -= n;
-            }
-            let start = sequence.n_cached;
-            let n_logits = usize::from(n == sequence.n_pending());
-            let Sequence { tokens, blocks, .. } = sequence;
-            taking_part.push((i, n, n_logits == 1));
-            rows.push(StepSequence { tokens: &tokens[start..start + n], start, blocks, n_logits });
-        }
-        let logits = self.model.forward(&rows)?;
-        drop(rows);
-        let mut logits = logits.rows();
-        for (i, n, wants_logits) in taking_part {
-            running[i].n_cached += n;
-            if wants_logits && let Some(logits) = logits.next() {
-                // Counted first: whoever hears of a token finds it in the figures.
-                Counters::add(&self.admission.counters.completion_tokens, 1);
-                running[i].advance(logits, &self.text);
-            }
+            self.scheduler.complete(part, &chosen);
         }
         self.admission.counters.steps.fetch_add(1, Ordering::Relaxed);
+        let n_rows = |is_prefill: bool| -> usize {
+            parts.iter().filter(|part| part.is_prefill == is_prefill).map(|part| part.tokens.len()).sum()
+        };
+        self.admission.stepped(began.elapsed(), n_rows(true), n_rows(false));
+        Ok(())
+    }
+
+    /// One forward pass, after which every sequence has chosen its next tokens, on all threads.
+    fn compute(&mut self, parts: &[Part]) -> Result<(), String> {
+        let Self { model, scheduler, sequences, text, .. } = self;
+        let rows: Vec<StepSequence<'_>> = parts
+            .iter()
+            .map(|part| StepSequence {
+                tokens: &part.tokens,
+                start: part.start,
+                blocks: scheduler.blocks(part.id),
+                n_logits: part.n_logits,
+            })
+            .collect();
+        let text: &Text = text;
+        let pool = model.pool();
+        let logits = model.forward(&rows)?;
+        let vocabulary = logits.vocabulary;
+        let mut left = logits.values;
+        let mut wanted = HashMap::new();
+        for part in parts.iter().filter(|part| part.n_logits > 0) {
+            let (own, others) = std::mem::take(&mut left).split_at_mut(part.n_logits * vocabulary);
+            left = others;
+            wanted.insert(part.id, (part, own));
+        }
+        let tasks: Vec<_> = sequences
+            .iter_mut()
+            .filter_map(|(id, sequence)| {
+                wanted.remove(id).map(|(part, logits)| Mutex::new((sequence, part, logits)))
+            })
+            .collect();
+        pool.run(tasks.len(), &|i| {
+            let mut task = tasks[i].lock().unwrap_or_else(PoisonError::into_inner);
+            let (sequence, part, logits) = &mut *task;
+            sequence.choose(logits, vocabulary, part.draft(), text);
+        });
         Ok(())
     }
 }

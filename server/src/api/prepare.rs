@@ -147,6 +147,7 @@ pub(crate) fn generate_request(
         ignore_eos: wishes.ignore_eos,
         min_tokens: wishes.min_tokens,
         constraint: None,
+        ..GenerateRequest::default()
     })
 }
 

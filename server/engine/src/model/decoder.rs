@@ -50,6 +50,7 @@ pub(crate) struct Logits<'a> {
     pub(crate) vocabulary: usize,
 }
 
+#[cfg(test)]
 impl<'a> Logits<'a> {
     pub(crate) fn rows(self) -> std::slice::ChunksExactMut<'a, f32> {
         self.values.chunks_exact_mut(self.vocabulary)
@@ -135,6 +136,11 @@ impl Decoder {
         let norm = source.weights.vector(Role::FinalNorm, shape.hidden)?;
         let isa = Isa::detect();
         Ok(Self { shape, embedding, layers, norm, head, isa, pool, kv, buffers: Buffers::default() })
+    }
+
+    /// The threads it computes on.
+    pub(crate) fn pool(&self) -> Arc<Pool> {
+        Arc::clone(&self.pool)
     }
 
     /// Bytes that the weights will hold in memory; checks names, shapes and types of all of them on the way.

@@ -176,7 +176,7 @@ fn limits_are_checked_before_anything_is_read() {
         ("context_length", EngineConfig { context_length: Some(257), ..config() }),
         ("context_length", EngineConfig { context_length: Some(0), ..config() }),
         ("max_sequences", EngineConfig { max_sequences: 0, ..config() }),
-        ("step_tokens", EngineConfig { step_tokens: 4, ..config() }),
+        ("step_tokens", EngineConfig { step_tokens: 3, ..config() }),
         ("threads", EngineConfig { threads: Some(0), ..config() }),
         ("threads", EngineConfig { threads: Some(1_000_000), ..config() }),
         ("kv_cache_tokens", EngineConfig { kv_cache_tokens: Some(0), ..config() }),

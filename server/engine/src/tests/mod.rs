@@ -1,5 +1,6 @@
 //! The whole engine over tiny models with random weights.
 
+mod batching;
 mod generate;
 mod hostile;
 mod lifecycle;
