@@ -35,6 +35,10 @@ pub struct Limits {
     pub sequences: usize,
     /// Requests that may wait for one.
     pub queue: usize,
+    /// Prompt tokens that may wait, of all waiting requests together.
+    pub queue_tokens: Option<usize>,
+    /// Estimated time that a request may have to wait.
+    pub wait: Option<Duration>,
     /// Tokens of a stream that its client has not read yet; one more ends it.
     pub unread_tokens: usize,
     /// Between keep-alive comments on a silent stream.
@@ -60,6 +64,8 @@ impl Default for Limits {
             connections: 1024,
             sequences: 8,
             queue: 64,
+            queue_tokens: None,
+            wait: None,
             unread_tokens: 1024,
             keep_alive: Duration::from_secs(15),
             request: Duration::from_secs(600),

@@ -79,6 +79,13 @@ struct ServeArgs {
     /// Requests that may wait; one more is answered 429.
     #[arg(long, default_value_t = Limits::default().queue, value_parser = positive)]
     max_queue: usize,
+    /// Prompt tokens that may wait, of all requests together; further requests are answered 429. A request that waits
+    /// alone may have more.
+    #[arg(long, value_parser = positive, value_name = "TOKENS")]
+    max_queue_tokens: Option<usize>,
+    /// Requests that would have to wait longer, as estimated from the speed so far, are answered 429.
+    #[arg(long, value_parser = positive, value_name = "SECONDS")]
+    max_wait_seconds: Option<usize>,
     /// Open client connections.
     #[arg(long, default_value_t = Limits::default().connections, value_parser = positive)]
     max_connections: usize,
@@ -148,6 +155,8 @@ fn run_serve(args: ServeArgs, began: Instant) -> Result<(), Fatal> {
     let limits = Limits {
         sequences: args.max_sequences,
         queue: args.max_queue,
+        queue_tokens: args.max_queue_tokens,
+        wait: args.max_wait_seconds.map(|seconds| Duration::from_secs(seconds as u64)),
         connections: args.max_connections,
         body_bytes: args.max_body_bytes,
         drain_window: Duration::from_secs(args.drain_window_seconds),

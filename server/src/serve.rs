@@ -174,6 +174,8 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
     let engine = EngineConfig {
         max_sequences: limits.sequences,
         max_queue: limits.queue,
+        max_queue_tokens: limits.queue_tokens,
+        max_wait: limits.wait,
         // Whatever runs computes a token in each step.
         step_tokens: number(max_batch_tokens)
             .unwrap_or_else(|| EngineConfig::default().step_tokens.max(limits.sequences)),
