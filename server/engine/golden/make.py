@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 
+import encoders
 import families
 import gguf
 import numpy as np
@@ -305,6 +306,7 @@ def main():
     text = text.replace('{"name"', '\n{"name"').replace('{"text"', '\n {"text"')
     (HERE / "golden.json").write_text(text + "\n")
     families.write()
+    encoders.write()
 
 
 main()

@@ -13,6 +13,7 @@ mod admission;
 mod config;
 mod constraint;
 mod contained;
+mod encoder;
 mod engine;
 mod error;
 mod facts;
@@ -36,6 +37,10 @@ mod weights;
 pub use config::{EmbeddedFile, EngineConfig, KvType, ModelSource, Quantization};
 pub use constraint::{Constraint, ConstraintError, Grammar};
 pub use contained::panic_is_contained;
+pub use encoder::{
+    Encoded, EncoderEngine, EncoderLimits, EncoderStats, EncoderSubmitError, EncoderTask, Input, Output,
+    Results, TokenLabel, is_encoder,
+};
 pub use engine::{ChatRequest, Engine, SpecialTokens, Stats, WarmUpError};
 pub use error::{LoadError, LoadPhase, LoadProgress, TextError};
 pub use facts::{Memory, ModelFacts};

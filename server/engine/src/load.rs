@@ -244,28 +244,28 @@ fn check_memory(shape: &mut Shape, source: &Source<'_>, config: &EngineConfig) -
 }
 
 /// Turns sizes of pieces into progress.
-struct Meter<'p> {
-    now: LoadProgress,
+pub(crate) struct Meter<'p> {
+    pub(crate) now: LoadProgress,
     report: &'p mut dyn FnMut(LoadProgress),
 }
 
 impl<'p> Meter<'p> {
-    fn new(report: &'p mut dyn FnMut(LoadProgress)) -> Self {
+    pub(crate) fn new(report: &'p mut dyn FnMut(LoadProgress)) -> Self {
         Self { now: LoadProgress { phase: LoadPhase::Verify, done_bytes: 0, total_bytes: 0 }, report }
     }
 
-    fn start(&mut self, phase: LoadPhase) {
+    pub(crate) fn start(&mut self, phase: LoadPhase) {
         (self.now.phase, self.now.done_bytes) = (phase, 0);
         (self.report)(self.now);
     }
 
-    fn add(&mut self, n_bytes: u64) {
+    pub(crate) fn add(&mut self, n_bytes: u64) {
         self.now.done_bytes = (self.now.done_bytes + n_bytes).min(self.now.total_bytes);
         (self.report)(self.now);
     }
 
     /// Headers count as read once the tensors are.
-    fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.now.done_bytes = self.now.total_bytes;
         (self.report)(self.now);
     }

@@ -310,7 +310,8 @@ pub fn measure_products(threads: usize, rows: usize, columns: usize, report: &mu
     let pool = crate::kernels::Pool::new(threads).expect("threads can be started");
     let pool: &Pool = &pool;
     let mut rng = ChaCha8Rng::seed_from_u64(3);
-    let bytes: Vec<u8> = (0..rows * columns).flat_map(|_| (rng.random::<f32>() - 0.5).to_le_bytes()).collect();
+    let bytes: Vec<u8> =
+        (0..rows * columns).flat_map(|_| (rng.random::<f32>() - 0.5).to_le_bytes()).collect();
     let raw = RawTensor { dtype: StoredType::F32, rows, columns, bytes: &bytes };
     let isa = Isa::detect();
     report(&format!("{rows} x {columns}, {threads} threads, {isa:?}"));

@@ -110,6 +110,21 @@ impl Files {
         self.parsed(name)
     }
 
+    /// A JSON file in a folder of the model's folder, if there is one.
+    pub(crate) fn json_below(
+        &self,
+        folder: &str,
+        name: &str,
+    ) -> Result<Option<serde_json::Value>, LoadError> {
+        if !is_plain(folder) {
+            return Err(LoadError::corrupt(folder, "a folder's name may not contain a path"));
+        }
+        match self {
+            Self::Folder(root) => Self::Folder(root.join(folder)).json(name),
+            Self::Embedded(_) => Ok(None),
+        }
+    }
+
     /// A JSON file as what it should be: whatever else it holds takes no memory.
     pub(crate) fn parsed<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>, LoadError> {
         let Some(text) = self.text(name)? else { return Ok(None) };

@@ -163,6 +163,7 @@ impl Linear {
         Ok(Self { parts, bias, columns, rows, panels })
     }
 
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.data.len() as u64 * 64).sum()
     }

@@ -6,7 +6,6 @@
 //!
 //! `unsafe` is allowed here (and in `files/mmap.rs`), each block with what it relies on.
 
-#![allow(dead_code, unused_imports, reason = "some of it is for encoders, which come next")]
 #![allow(
     clippy::needless_range_loop,
     clippy::too_many_arguments,
@@ -27,7 +26,7 @@ mod simd;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use attention::{AttentionShape, SequenceRows, attention};
+pub(crate) use attention::{AttentionShape, SequenceRows, attention, attention_bidirectional};
 pub(crate) use isa::Isa;
 pub use kv_store::KvType;
 pub(crate) use kv_store::{BLOCK_TOKENS, KvStore};
@@ -35,5 +34,6 @@ pub(crate) use matrix::{Linear, PackedFormat, PackedMatrix, Scratch};
 pub(crate) use pool::{Pool, THREAD_NAME};
 pub(crate) use raw::{RawTensor, StoredType};
 pub(crate) use rows::{
-    Activation, HeadColumns, Rotation, add, gated, rms_norm, rms_norm_heads, rope, softcap,
+    Activation, HeadColumns, Rotation, activate, add, gated, layer_norm, rms_norm, rms_norm_heads, rope,
+    softcap,
 };

@@ -72,6 +72,7 @@ impl Pool {
         Ok(pool)
     }
 
+    #[cfg(test)]
     pub(crate) fn threads(&self) -> usize {
         self.workers.len() + 1
     }

@@ -107,6 +107,11 @@ impl<'p> FolderWeights<'p> {
         self.files.iter().map(|file| file.bytes.len() as u64).sum()
     }
 
+    /// `n_bytes` of the files became weights in memory.
+    pub(crate) fn add_progress(&mut self, n_bytes: u64) {
+        (self.progress)(n_bytes);
+    }
+
     /// The first file's name, for messages.
     pub(crate) fn name(&self) -> &str {
         self.files.first().map_or("", |file| file.name.as_str())
@@ -252,7 +257,7 @@ impl Weights for FolderWeights<'_> {
     }
 
     fn converted(&mut self, n_bytes: u64) {
-        (self.progress)(n_bytes);
+        self.add_progress(n_bytes);
     }
 }
 

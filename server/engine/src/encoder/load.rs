@@ -1,0 +1,149 @@
+//! From a folder to an encoder.
+
+use std::{sync::Arc, thread};
+
+use tokenizers::{Tokenizer, TruncationParams};
+
+use super::{
+    config::{self, CONFIG, Head},
+    engine::{EncoderLimits, EncoderTask},
+    graph::Encoder,
+    pooling::Recipe,
+};
+use crate::{
+    EngineConfig, LoadError, LoadPhase, LoadProgress, Memory, ModelFacts, ModelSource, Quantization,
+    contained,
+    files::{self, Files},
+    kernels::{PackedFormat, Pool},
+    load::Meter,
+    text::{self, Text},
+    weights::folder::FolderWeights,
+};
+
+pub(super) struct Loaded {
+    pub(super) facts: ModelFacts,
+    pub(super) limits: EncoderLimits,
+    pub(super) encoder: Encoder,
+    pub(super) recipe: Recipe,
+    pub(super) text: Text,
+    /// The same tokenizer, cutting what is too long.
+    pub(super) truncating: Tokenizer,
+}
+
+/// Tokens of a batch: what fits the caches of a CPU, whatever a decoder's steps are set to.
+pub(super) fn batch_tokens(config: &EngineConfig) -> usize {
+    config.step_tokens.max(2048)
+}
+
+/// Whether a source holds an encoder, by its `config.json`.
+pub fn is_encoder(source: &ModelSource) -> Result<bool, LoadError> {
+    let files = match source {
+        ModelSource::GgufFile(_) => return Ok(false),
+        ModelSource::Folder(path) => Files::folder(path)?,
+        ModelSource::Embedded(files) => Files::Embedded(files),
+    };
+    Ok(files.json(CONFIG)?.is_some_and(|json| config::kind(&json).is_some()))
+}
+
+pub(super) fn load(
+    source: &ModelSource,
+    config: &EngineConfig,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Loaded, LoadError> {
+    let work = || match source {
+        ModelSource::Folder(path) => folder(&Files::folder(path)?, config, progress),
+        ModelSource::Embedded(files) => folder(&Files::Embedded(files), config, progress),
+        ModelSource::GgufFile(path) => Err(LoadError::unsupported(
+            &path.display().to_string(),
+            "an encoder in a GGUF file",
+            "use the folder with its safetensors",
+        )),
+    };
+    contained::run(work).unwrap_or_else(|_| {
+        let file = match source {
+            ModelSource::Folder(path) | ModelSource::GgufFile(path) => path.display().to_string(),
+            ModelSource::Embedded(_) => "embedded model".to_owned(),
+        };
+        Err(LoadError::corrupt(&file, "reading it made a library panic; the log has the message"))
+    })
+}
+
+fn folder(
+    files: &Files,
+    config: &EngineConfig,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Loaded, LoadError> {
+    let json = files.json(CONFIG)?.ok_or_else(|| LoadError::NotFound {
+        file: CONFIG.to_owned(),
+        hint: "the folder needs the model's `config.json`, in Hugging Face layout".to_owned(),
+    })?;
+    let shape = config::shape(json)?;
+    let format = config.quantization.map(|quantization| match quantization {
+        Quantization::Q8 => PackedFormat::Int8,
+        Quantization::Q4 => PackedFormat::Int4,
+    });
+    let recipe = Recipe::read(files)?;
+    let positions = shape.positions - shape.first_position;
+    let longest = recipe.max_tokens.map_or(positions, |n| n.min(positions));
+    let max_tokens = match config.context_length {
+        None => longest,
+        Some(n) if (2..=longest as u32).contains(&n) => n as usize,
+        Some(n) => {
+            let what = format!("{n} is outside 2..={longest}, what the model was made for");
+            return Err(LoadError::InvalidConfig { field: "context_length", what });
+        }
+    };
+    let mut meter = Meter::new(progress);
+    let weights = FolderWeights::open(files)?;
+    let weights_bytes = Encoder::weights_bytes(&shape, format);
+    let tokens = batch_tokens(config).max(max_tokens) as u64;
+    let row = 4 * (6 * shape.hidden + shape.feed_forward) + 2 * shape.hidden.max(shape.feed_forward);
+    let memory = Memory { weights_bytes, kv_bytes: 0, activations_bytes: tokens.saturating_mul(row as u64) };
+    if let Some(limit_bytes) = config.memory_limit_bytes.filter(|limit| memory.total_bytes() > *limit) {
+        return Err(LoadError::OutOfMemory {
+            needed_bytes: memory.total_bytes(),
+            limit_bytes,
+            weights_bytes,
+            kv_bytes: 0,
+            kv_tokens: 0,
+        });
+    }
+    let text = text::from_folder(files, None)?;
+    let mut truncating = text.tokenizer.clone();
+    let cut = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
+    truncating.with_truncation(Some(cut)).map_err(|e| LoadError::corrupt("tokenizer.json", e.to_string()))?;
+
+    let size_bytes = weights.size_bytes();
+    meter.now.total_bytes = size_bytes;
+    meter.start(LoadPhase::Verify);
+    let list: Vec<String> = weights
+        .files()
+        .map(|(name, bytes)| format!("{}  {name}\n", files::sha256(bytes, &mut |n| meter.add(n as u64))))
+        .collect();
+    let (parameters, quantization) = weights.parameters();
+    let digest = format!("sha256:{}", files::sha256(list.concat().as_bytes(), &mut |_| ()));
+    let threads = config.threads.or_else(|| thread::available_parallelism().ok().map(usize::from));
+    let pool = Arc::new(Pool::new(threads.unwrap_or(1)).map_err(LoadError::Thread)?);
+    meter.start(LoadPhase::Weights);
+    let encoder = Encoder::load(shape.clone(), &weights, format, pool)?;
+    drop(weights);
+    meter.end();
+    let facts = ModelFacts {
+        digest,
+        architecture: shape.class.clone(),
+        parameters,
+        size_bytes,
+        quantization,
+        context_length: max_tokens as u32,
+        vocabulary_size: shape.vocabulary as u32,
+        has_chat_template: false,
+        memory,
+    };
+    let task = match shape.head {
+        Head::Embed => EncoderTask::Embed,
+        Head::Score => EncoderTask::Rerank,
+        Head::Tokens(_) => EncoderTask::TokenClassify,
+    };
+    let limits = EncoderLimits { task, max_tokens, dimensions: shape.hidden };
+    Ok(Loaded { facts, limits, encoder, recipe, text, truncating })
+}

@@ -1,0 +1,20 @@
+//! Encoders: models that read a text at once and give a vector, a score, or a label for each token.
+//!
+//! Several texts are computed together as packed rows without padding; a text's result has the same bits whatever is
+//! beside it, as everything on these [kernels](crate::kernels).
+
+mod config;
+mod engine;
+#[cfg(test)]
+mod golden;
+mod graph;
+mod load;
+mod pooling;
+#[cfg(test)]
+mod tests;
+
+pub use engine::{
+    Encoded, EncoderEngine, EncoderLimits, EncoderStats, EncoderSubmitError, EncoderTask, Input, Output,
+    Results, TokenLabel,
+};
+pub use load::is_encoder;

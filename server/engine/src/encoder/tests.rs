@@ -1,0 +1,202 @@
+//! The engine over tiny encoders with random weights.
+
+use std::{
+    path::Path,
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use super::{engine::TokenLabel, *};
+use crate::{EngineConfig, LoadError, ModelSource, Quantization};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn golden(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name)
+}
+
+/// A golden model with a tokenizer whose words are `[a0]`, `[a1]`, … of the same ids.
+fn folder(name: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden(name).join(file), dir.path().join(file)).unwrap();
+    }
+    let vocabulary: serde_json::Map<_, _> =
+        (0..40).map(|i| (format!("w{i}"), serde_json::json!(i))).collect();
+    let special =
+        |id: u32| serde_json::json!({"id": format!("w{id}"), "ids": [id], "tokens": [format!("w{id}")]});
+    let token =
+        |id: u32, kind: u32| serde_json::json!({"SpecialToken": {"id": format!("w{id}"), "type_id": kind}});
+    let text = |id: &str, kind: u32| serde_json::json!({"Sequence": {"id": id, "type_id": kind}});
+    let added = [2, 3].map(|id| {
+        serde_json::json!({
+            "id": id, "content": format!("w{id}"), "special": true, "normalized": false, "single_word": false,
+            "lstrip": false, "rstrip": false
+        })
+    });
+    let tokenizer = serde_json::json!({
+        "version": "1.0",
+        "added_tokens": added,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [token(2, 0), text("A", 0), token(3, 0)],
+            "pair": [token(2, 0), text("A", 0), token(3, 0), text("B", 1), token(3, 1)],
+            "special_tokens": {"w2": special(2), "w3": special(3)}
+        },
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"}
+    });
+    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    dir
+}
+
+fn config() -> EngineConfig {
+    EngineConfig { max_queue: 4, threads: Some(2), ..EngineConfig::default() }
+}
+
+fn engine_of(name: &str, config: &EngineConfig) -> EncoderEngine {
+    let dir = folder(name);
+    assert!(is_encoder(&ModelSource::Folder(dir.path().to_owned())).unwrap());
+    EncoderEngine::load(&ModelSource::Folder(dir.path().to_owned()), config, &mut |_| ()).unwrap()
+}
+
+fn run(engine: &EncoderEngine, inputs: Vec<Input>) -> Vec<Output> {
+    let (sender, receiver) = mpsc::channel();
+    engine.submit(inputs, None, Box::new(move |how| drop(sender.send(how)))).unwrap();
+    match receiver.recv_timeout(PATIENCE).unwrap() {
+        Encoded::Done(outputs) => outputs,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_text_has_the_same_vector_alone_and_among_others() {
+    let engine = engine_of("bert", &config());
+    assert_eq!(engine.limits().task, EncoderTask::Embed);
+    let texts = ["w5 w6 w7", "w9", "w5 w6 w7 w8 w10 w11 w12"];
+    let inputs: Vec<_> = texts.iter().map(|text| engine.encode(text, None, false).unwrap()).collect();
+    assert_eq!(inputs[0].n_tokens(), 5, "with the tokenizer's own two");
+    let together = run(&engine, inputs.clone());
+    for (input, expected) in inputs.into_iter().zip(&together) {
+        assert_eq!(&run(&engine, vec![input])[0], expected);
+    }
+    let Output::Embedding(vector) = &together[0] else { panic!("{together:?}") };
+    let length: f32 = vector.iter().map(|x| x * x).sum();
+    assert!((length - 1.0).abs() < 1e-5, "without modules.json: a mean of length 1");
+    assert!(engine.stats().inputs_total >= 6);
+}
+
+#[test]
+fn weights_in_8_bits_give_nearly_the_same_vectors() {
+    let text = "w5 w6 w7 w8";
+    let vector = |quantization| {
+        let engine = engine_of("bert", &EngineConfig { quantization, ..config() });
+        match run(&engine, vec![engine.encode(text, None, false).unwrap()]).remove(0) {
+            Output::Embedding(vector) => vector,
+            other => panic!("{other:?}"),
+        }
+    };
+    let (exact, rounded) = (vector(None), vector(Some(Quantization::Q8)));
+    let cosine: f32 = exact.iter().zip(&rounded).map(|(a, b)| a * b).sum();
+    assert!(cosine > 0.99 && exact != rounded, "{cosine}");
+}
+
+#[test]
+fn pairs_have_scores_and_tokens_have_labels() {
+    let reranker = engine_of("bert-rerank", &config());
+    assert_eq!(reranker.limits().task, EncoderTask::Rerank);
+    let pair = |a, b| reranker.encode(a, Some(b), false).unwrap();
+    let outputs = run(&reranker, vec![pair("w5", "w6 w7"), pair("w5", "w8"), pair("w5", "w6 w7")]);
+    assert_eq!(outputs[0], outputs[2]);
+    assert!(matches!((&outputs[0], &outputs[1]), (Output::Score(a), Output::Score(b)) if a != b));
+
+    let tagger = engine_of("bert-ner", &config());
+    assert_eq!(tagger.limits().task, EncoderTask::TokenClassify);
+    let outputs = run(&tagger, vec![tagger.encode("w5 w6  w7", None, false).unwrap()]);
+    let Output::Labels(labels) = &outputs[0] else { panic!("{outputs:?}") };
+    let spans: Vec<_> = labels.iter().map(|label| (label.start, label.end, label.continues)).collect();
+    assert_eq!(spans, [(0, 2, false), (3, 5, false), (7, 9, false)]);
+    assert!(labels.iter().all(|TokenLabel { score, .. }| *score > 0.0 && *score <= 1.0));
+}
+
+#[test]
+fn long_texts_are_refused_or_cut() {
+    let engine = engine_of("xlm-roberta", &config());
+    let most = engine.limits().max_tokens;
+    let long = vec!["w5"; most].join(" ");
+    let refused = engine.submit(vec![engine.encode(&long, None, false).unwrap()], None, Box::new(|_| ()));
+    assert_eq!(
+        refused.err(),
+        Some(EncoderSubmitError::TooLong { input: 0, tokens: most + 2, max_tokens: most })
+    );
+    let cut = engine.encode(&long, None, true).unwrap();
+    assert_eq!(cut.n_tokens(), most);
+    run(&engine, vec![cut]);
+    let pair = engine.encode(&long, Some("w7 w8"), true).unwrap();
+    assert!(pair.n_tokens() <= most);
+    for (ids, what) in [(vec![], "no tokens"), (vec![1 << 30], "outside")] {
+        match engine.submit(vec![engine.from_ids(ids)], None, Box::new(|_| ())) {
+            Err(EncoderSubmitError::Invalid(message)) => assert!(message.contains(what), "{message}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_full_queue_is_an_answer_and_the_end_is_told_to_all() {
+    let engine = engine_of("bert", &config());
+    let input = || vec![engine.encode("w5 w6 w7 w8 w9 w10 w11 w12", None, false).unwrap(); 64];
+    let (sender, receiver) = mpsc::channel();
+    let mut admitted = 0;
+    let mut refused = false;
+    for _ in 0..2000 {
+        let sender = sender.clone();
+        match engine.submit(input(), None, Box::new(move |how| drop(sender.send(how)))) {
+            Ok(_) => admitted += 1,
+            Err(EncoderSubmitError::QueueFull { retry_after, .. }) => {
+                assert!(retry_after >= Duration::from_secs(1));
+                refused = true;
+                break;
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(refused, "{admitted} requests were admitted at once");
+    let late = engine.submit(input(), Some(Instant::now()), Box::new(|_| ()));
+    drop(late);
+    engine.shutdown();
+    for _ in 0..admitted {
+        let how = receiver.recv_timeout(PATIENCE).unwrap();
+        assert!(matches!(how, Encoded::Done(_) | Encoded::Cancelled), "{how:?}");
+    }
+    let after = engine.submit(input(), None, Box::new(|_| ()));
+    assert_eq!(after.err(), Some(EncoderSubmitError::ShuttingDown));
+}
+
+#[test]
+fn deadlines_and_cancellations_end_a_request() {
+    let engine = engine_of("bert", &config());
+    let (sender, receiver) = mpsc::channel();
+    let input = engine.encode("w5", None, false).unwrap();
+    let tell = sender.clone();
+    let past = Instant::now();
+    engine.submit(vec![input.clone()], Some(past), Box::new(move |how| drop(tell.send(how)))).unwrap();
+    assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), Encoded::Deadline);
+    // It may be done before it is cancelled; what must not be is silence.
+    let cancel = engine.submit(vec![input; 500], None, Box::new(move |how| drop(sender.send(how)))).unwrap();
+    cancel.cancel();
+    assert!(matches!(receiver.recv_timeout(PATIENCE).unwrap(), Encoded::Cancelled | Encoded::Done(_)));
+    assert!(engine.wait_idle(Instant::now() + PATIENCE));
+}
+
+#[test]
+fn a_memory_limit_and_a_context_are_kept() {
+    let dir = folder("bert");
+    let load =
+        |config| EncoderEngine::load(&ModelSource::Folder(dir.path().to_owned()), &config, &mut |_| ());
+    let limited = load(EngineConfig { memory_limit_bytes: Some(1000), ..config() });
+    assert!(matches!(limited, Err(LoadError::OutOfMemory { .. })));
+    let wide = load(EngineConfig { context_length: Some(1 << 20), ..config() });
+    assert!(matches!(wide, Err(LoadError::InvalidConfig { field: "context_length", .. })));
+    assert_eq!(load(EngineConfig { context_length: Some(9), ..config() }).unwrap().limits().max_tokens, 9);
+}
