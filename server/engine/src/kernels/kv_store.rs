@@ -9,8 +9,9 @@
     reason = "a kernel module: zeroed pages straight from the allocator, written through pointers"
 )]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::ptr::NonNull;
+use std::io;
+
+use memmap2::MmapMut;
 
 use super::simd::{MAX_LANES, Simd};
 
@@ -97,11 +98,13 @@ impl KvStore {
             return Err(format!("a KV store of {n_blocks} blocks for {kv_heads} kv heads cannot be made"));
         }
         let layout = HeadLayout::new(kv_type, head_dim);
+        let failed =
+            |why: &str| format!("cannot reserve {n_blocks} KV blocks in each of {layers} layers: {why}");
         let bytes = layout.bytes.checked_mul(kv_heads).and_then(|bytes| bytes.checked_mul(n_blocks));
-        let slabs = (0..layers)
-            .map(|_| bytes.and_then(Slab::new))
-            .collect::<Option<Vec<_>>>()
-            .ok_or_else(|| format!("cannot reserve {n_blocks} KV blocks in each of {layers} layers"))?;
+        let bytes =
+            bytes.filter(|bytes| isize::try_from(*bytes).is_ok()).ok_or_else(|| failed("too many bytes"))?;
+        let slabs: io::Result<Vec<_>> = (0..layers).map(|_| Slab::new(bytes)).collect();
+        let slabs = slabs.map_err(|error| failed(&error.to_string()))?;
         Ok(Self { layout, kv_heads, n_blocks, slabs, claims: vec![(0, 0); n_blocks], calls: 0 })
     }
 
@@ -120,7 +123,7 @@ impl KvStore {
 
     /// The start of a layer's block 0. Writing through it needs the store borrowed mutably.
     pub(super) fn slab(&mut self, layer: usize) -> *mut u8 {
-        self.slabs[layer].start
+        self.slabs[layer].map.as_mut_ptr()
     }
 
     /// Makes sure that the sequences of a call neither write the same block nor read one that another writes, which
@@ -156,36 +159,19 @@ impl KvStore {
     }
 }
 
-/// Zeroed memory that starts on a cache line.
+/// Zeroed memory from the system, of which only what is touched counts.
 struct Slab {
-    allocation: NonNull<u8>,
-    layout: Layout,
-    start: *mut u8,
+    map: MmapMut,
 }
-
-// SAFETY: plain memory; who may touch what is decided by the borrow of the store that owns it.
-unsafe impl Send for Slab {}
-// SAFETY: as above.
-unsafe impl Sync for Slab {}
 
 impl Slab {
-    fn new(bytes: usize) -> Option<Self> {
-        // Of the alignment that `calloc` gives anyway: for a greater one the allocator would write the zeros itself,
-        // and all of the memory would be in use from the start.
-        let layout = Layout::from_size_align(bytes.checked_add(64)?, 16).ok()?;
-        // SAFETY: the size is at least 64.
-        let allocation = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        let start = allocation.as_ptr();
-        // SAFETY: at most 63 bytes into the 64 that were added.
-        let start = unsafe { start.add(start.align_offset(64)) };
-        Some(Self { allocation, layout, start })
-    }
-}
-
-impl Drop for Slab {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout.
-        unsafe { dealloc(self.allocation.as_ptr(), self.layout) }
+    fn new(bytes: usize) -> io::Result<Self> {
+        let map = MmapMut::map_anon(bytes.max(1))?;
+        // Blocks are read from all over a slab, and a page of 4 KiB holds half of one: without larger ones each read
+        // would wait for the page tables first. Where the system has none, it works all the same.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        Ok(Self { map })
     }
 }
 

@@ -13,6 +13,7 @@ use std::ops::Range;
 use super::{
     isa::Isa,
     pool::Pool,
+    shared::SharedMut,
     simd::{Simd, dispatched, math},
 };
 pub(crate) use norms::{layer_norm, rms_norm, rms_norm_heads};
@@ -91,29 +92,16 @@ const CHUNK: usize = 1 << 13;
 
 /// Runs `task` on disjoint ranges of the rows of `y` that together cover it, with those rows.
 fn split(pool: &Pool, width: usize, y: &mut [f32], task: &(dyn Fn(Range<usize>, &mut [f32]) + Sync)) {
-    struct Start(*mut f32);
-    // SAFETY: tasks make slices of disjoint ranges of it, and the borrow of `y` outlives them.
-    unsafe impl Sync for Start {}
-    impl Start {
-        /// # Safety
-        /// The range is within the buffer, and no other slice of it overlaps.
-        #[expect(clippy::mut_from_ref, reason = "disjoint ranges, by the contract")]
-        unsafe fn slice(&self, range: Range<usize>) -> &mut [f32] {
-            // SAFETY: by the contract.
-            unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
-        }
-    }
-
     let rows = y.len() / width;
     let chunk = CHUNK.div_ceil(width).next_multiple_of(if width == 1 { 64 } else { 1 });
     if rows * width < 2 * CHUNK || rows <= chunk {
         return task(0..rows, y);
     }
-    let start = Start(y.as_mut_ptr());
+    let y = SharedMut::new(y);
     pool.run(rows.div_ceil(chunk), &|i| {
         let range = i * chunk..rows.min((i + 1) * chunk);
-        // SAFETY: the ranges of different `i` are disjoint, and end within `rows`.
-        let part = unsafe { start.slice(range.start * width..range.end * width) };
+        // SAFETY: the ranges of different `i` are disjoint.
+        let part = unsafe { y.slice(range.start * width, range.len() * width) };
         task(range, part);
     });
 }
