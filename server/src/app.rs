@@ -12,7 +12,7 @@ use crate::{
     api::Budget,
     lifecycle::Lifecycle,
     metrics::{Metrics, Now},
-    model::Served,
+    models::Models,
     progress::Progress,
 };
 
@@ -83,8 +83,7 @@ pub(crate) struct App {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) progress: Arc<Progress>,
     pub(crate) lifecycle: Lifecycle,
-    /// Set once, when the model is loaded and warm.
-    pub(crate) served: OnceLock<Served>,
+    pub(crate) models: Models,
     pub(crate) startup: OnceLock<Startup>,
     /// Requests between their body and the engine's queue; more than that queue holds is refused at once.
     pub(crate) preparing: Arc<Semaphore>,
@@ -97,13 +96,12 @@ pub(crate) struct App {
 
 impl App {
     pub(crate) fn now(&self) -> Now {
-        let in_flight = self.lifecycle.in_flight();
-        match self.served.get() {
-            None => Now { running: 0, queued: 0, in_flight },
-            Some(served) => {
-                let stats = served.engine.stats();
-                Now { running: stats.running, queued: stats.queued, in_flight }
-            }
+        let mut now = Now { running: 0, queued: 0, in_flight: self.lifecycle.in_flight() };
+        for served in self.models.loaded() {
+            let stats = served.engine.stats();
+            now.running += stats.running;
+            now.queued += stats.queued;
         }
+        now
     }
 }

@@ -27,7 +27,7 @@ use crate::{
 };
 
 #[derive(Parser)]
-#[command(name = "candela-server", version, about = "Serves one model over the OpenAI API")]
+#[command(name = "candela-server", version, about = "Serves models over the OpenAI API")]
 struct Cli {
     #[command(subcommand)]
     command: Verb,
@@ -35,9 +35,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Load the model and answer requests until SIGTERM.
+    /// Load the models and answer requests until SIGTERM.
     Serve(ServeArgs),
-    /// Fetch the model's files, then exit: the init step of a pod.
+    /// Fetch the models' files, then exit: the init step of a pod.
     Fetch(FetchArgs),
 }
 

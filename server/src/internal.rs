@@ -19,6 +19,7 @@ use crate::{
     app::App,
     lifecycle::Stage,
     metrics::{self, Metrics, Now},
+    model::Served,
     progress::Progress,
 };
 
@@ -73,15 +74,22 @@ fn exposition(text: String) -> Response {
 /// Alive while loading, however long that takes (the stall watchdog looks after it), and afterwards as long as
 /// the engine finishes steps.
 async fn livez(extract::State(app): extract::State<Arc<App>>) -> Response {
-    let Some(served) = app.served.get() else {
+    if !app.models.are_all_loaded() {
         return (StatusCode::OK, starting(&app.progress)).into_response();
-    };
-    let wedged = wedged(&served.engine.stats(), app.limits.heartbeat);
-    wedged.map_or_else(|| "alive\n".into_response(), unavailable)
+    }
+    any_wedged(&app, app.limits.heartbeat).map_or_else(|| "alive\n".into_response(), unavailable)
 }
 
 fn unavailable(message: String) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, message).into_response()
+}
+
+/// One that is stuck is enough: a restart is what mends it.
+fn any_wedged(app: &App, limit: Duration) -> Option<String> {
+    app.models.loaded().find_map(|served| {
+        let wedged = wedged(&served.engine.stats(), limit)?;
+        Some(format!("model `{}`: {wedged}", served.name))
+    })
 }
 
 /// Why the engine counts as stuck. Silence while there is nothing to do is no sign of that.
@@ -100,9 +108,9 @@ fn wedged(stats: &Stats, limit: Duration) -> Option<String> {
 /// A wedged engine loses its traffic in half the time after which `/livez` gives it up: if it comes round, nothing
 /// is lost by a restart.
 async fn readyz(extract::State(app): extract::State<Arc<App>>) -> Response {
-    match (app.lifecycle.stage(), app.served.get()) {
-        (Stage::Ready, Some(served)) => {
-            let wedged = wedged(&served.engine.stats(), app.limits.heartbeat / 2);
+    match (app.lifecycle.stage(), app.models.are_all_loaded()) {
+        (Stage::Ready, true) => {
+            let wedged = any_wedged(&app, app.limits.heartbeat / 2);
             wedged.map_or_else(|| "ready\n".into_response(), unavailable)
         }
         (Stage::Loading | Stage::Ready, _) => unavailable(starting(&app.progress)),
@@ -112,7 +120,7 @@ async fn readyz(extract::State(app): extract::State<Arc<App>>) -> Response {
 
 /// Passes while loading moves, so that no load is killed for being slow; traffic waits for `/readyz`.
 async fn startupz(extract::State(app): extract::State<Arc<App>>) -> Response {
-    if app.served.get().is_some() {
+    if app.models.are_all_loaded() {
         return "started\n".into_response();
     }
     let stalled = app.progress.still_for() >= Duration::from_secs(app.config.startup_stall_seconds.into());
@@ -133,7 +141,7 @@ async fn status(extract::State(app): extract::State<Arc<App>>) -> Json<ProcessSt
         component: "server".to_owned(),
         build: env!("CARGO_PKG_VERSION").to_owned(),
         state: app.lifecycle.state(),
-        models: app.served.get().map(|served| served.status()).into_iter().collect(),
+        models: app.models.loaded().map(Served::status).collect(),
         startup: app.startup.get().cloned().unwrap_or_default(),
         progress: loading.then(|| app.progress.report()),
         requests: Requests { in_flight: now.in_flight, queued: now.queued as u64 },

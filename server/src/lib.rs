@@ -16,6 +16,7 @@ mod lifecycle;
 mod listen;
 mod metrics;
 mod model;
+mod models;
 mod progress;
 mod resources;
 mod resting;

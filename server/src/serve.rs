@@ -24,7 +24,7 @@ use crate::{
     lifecycle::{Lifecycle, Stage},
     listen::{self, Bounds, Listener},
     metrics::Metrics,
-    model,
+    models::Models,
     progress::{Phase, Progress},
     resources::Resources,
 };
@@ -76,10 +76,8 @@ pub fn read_config(path: &Path) -> Result<ServerConfig, Fatal> {
         let message = format!("`{name}`: `version` is {}, this build reads 1", config.version);
         return Err(Fatal::config(message));
     }
-    if config.models.len() != 1 {
-        let message =
-            format!("`{name}`: `models` must hold exactly one model, but holds {}", config.models.len());
-        return Err(Fatal::config(message));
+    if config.models.is_empty() {
+        return Err(Fatal::config(format!("`{name}`: `models` must hold at least one model")));
     }
     check_config(&config).map_err(|what| Fatal::config(format!("`{name}`: {what}")))?;
     Ok(config)
@@ -187,9 +185,9 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
         metrics: Metrics::new(),
         progress: Arc::new(Progress::new(Phase::Load)),
         lifecycle: Lifecycle::new(),
-        served: OnceLock::new(),
+        models: Models::of(&config),
         startup: OnceLock::new(),
-        preparing: Arc::new(Semaphore::new(limits.queue + limits.sequences)),
+        preparing: Arc::new(Semaphore::new(config.models.len() * (limits.queue + limits.sequences))),
         bodies: api::Budget::of(resources.memory_bytes),
         tokenising: Arc::new(Semaphore::new(threads)),
         began,
@@ -230,7 +228,7 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
 }
 
 impl Running {
-    /// Serves until `stop` completes, then drains. `Err` = the model could not be loaded.
+    /// Serves until `stop` completes, then drains. `Err` = a model could not be loaded.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), Fatal> {
         let Self { app, public, internal, engine, models_dir, address, internal_address } = self;
         info!(%address, %internal_address, "listening");
@@ -255,7 +253,7 @@ impl Running {
 /// Loads on a thread that may block, under the eye of the stall watchdog.
 async fn load(app: &Arc<App>, engine: EngineConfig, models_dir: PathBuf) -> Result<(), Fatal> {
     let shared = Arc::clone(app);
-    let work = move || model::load(&shared.config.models[0], &models_dir, &engine, &shared.progress);
+    let work = move || shared.models.load(&shared.config, &models_dir, &engine, &shared.progress);
     let limit = Duration::from_secs(app.config.startup_stall_seconds.into());
     let loaded = tokio::select! {
         loaded = tokio::task::spawn_blocking(work) => loaded,
@@ -270,7 +268,7 @@ async fn load(app: &Arc<App>, engine: EngineConfig, models_dir: PathBuf) -> Resu
     };
     let crashed =
         |err| Fatal::new(ExitReason::EngineCrashed, format!("loading ended by a fault of ours: {err}"));
-    let (served, startup) = loaded.map_err(crashed)??;
+    let startup = loaded.map_err(crashed)??;
     let first_token_seconds = Some(app.began.elapsed().as_secs_f64());
     let startup = Startup { first_token_seconds, ..startup };
     for (phase, seconds) in [
@@ -283,10 +281,9 @@ async fn load(app: &Arc<App>, engine: EngineConfig, models_dir: PathBuf) -> Resu
             app.metrics.phase_took(phase, seconds);
         }
     }
-    info!(model = %served.name, revision = %served.revision, ?first_token_seconds, "ready");
-    // Each is set here only.
+    info!(models = ?app.config.models.iter().map(|model| &model.served_name).collect::<Vec<_>>(), ?first_token_seconds, "ready");
+    // It is set here only.
     let _ = app.startup.set(startup);
-    let _ = app.served.set(served);
     app.lifecycle.enter(Stage::Ready);
     Ok(())
 }
@@ -310,14 +307,12 @@ async fn drain(app: &Arc<App>, public: tokio::task::JoinHandle<()>) {
         }
     }
     app.lifecycle.enter(Stage::Ending);
-    if let Some(served) = app.served.get() {
-        // Joins the engine's thread, which finishes its step first; one that never does must not keep the pod.
-        let engine = served.engine.clone();
-        let joined = tokio::task::spawn_blocking(move || engine.shutdown());
-        let patience = end.max(Instant::now() + Duration::from_secs(1));
-        if tokio::time::timeout_at(patience, joined).await.is_err() {
-            warn!("the engine is still in a step: ending without it");
-        }
+    // Joins the engines' threads, which finish their steps first; one that never does must not keep the pod.
+    let engines: Vec<_> = app.models.loaded().map(|served| served.engine.clone()).collect();
+    let joined = tokio::task::spawn_blocking(move || engines.iter().for_each(|engine| engine.shutdown()));
+    let patience = end.max(Instant::now() + Duration::from_secs(1));
+    if tokio::time::timeout_at(patience, joined).await.is_err() {
+        warn!("an engine is still in a step: ending without it");
     }
     info!("drained");
 }

@@ -16,7 +16,7 @@ mod tools;
 use std::sync::Arc;
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     extract::{MatchedPath, Path, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -27,7 +27,13 @@ use http::{HeaderName, HeaderValue, header};
 use tokio::time::Instant;
 use tracing::debug;
 
-use crate::{app::App, lifecycle::Stage, metrics::Answer, model::Served};
+use crate::{
+    app::App,
+    lifecycle::Stage,
+    metrics::Answer,
+    model::Served,
+    models::{Chosen, Models},
+};
 pub(crate) use body::Budget;
 use error::ApiError;
 
@@ -41,7 +47,7 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Arc<App>>)> {
         ("post", "/v1/chat/completions", post(chat::handle)),
         ("post", "/v1/completions", post(completions::handle)),
         ("post", "/v1/responses", post(responses::handle)),
-        ("get", "/v1/models", get(models)),
+        ("get", "/v1/models", get(list)),
         ("get", "/v1/models/{*model}", get(model)),
         ("post", "/tokenize", post(native::tokenize::tokenize)),
         ("post", "/detokenize", post(native::tokenize::detokenize)),
@@ -75,6 +81,8 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let route = routes_label(path.as_deref());
     let began = Instant::now();
+    let chosen = Chosen::default();
+    request.extensions_mut().insert(chosen.clone());
     let mut response = next.run(request).await;
     let answer = Answer { route, status: response.status().as_u16() };
     app.metrics.requests.get_or_create(&answer).inc();
@@ -82,7 +90,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     debug!(route, status = response.status().as_u16(), request_id = ?id, "answered");
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, id);
-    if let Some(served) = app.served.get() {
+    if let Some(served) = app.models.answering(&chosen) {
         for (name, value) in [(MODEL, &served.name), (REVISION, &served.revision)] {
             if let Ok(value) = HeaderValue::from_str(value) {
                 headers.insert(name, value);
@@ -133,27 +141,40 @@ async fn nothing_here(request: Request) -> Response {
     }
 }
 
-/// The model, or why there is none yet.
-fn served(app: &App) -> Result<&Served, ApiError> {
-    app.served.get().ok_or_else(|| match app.lifecycle.stage() {
+/// The models, all of them loaded, or why they are not.
+fn models(app: &App) -> Result<&Models, ApiError> {
+    if app.models.are_all_loaded() {
+        return Ok(&app.models);
+    }
+    Err(match app.lifecycle.stage() {
         Stage::Loading | Stage::Ready => ApiError::Loading { phase: app.progress.phase().name() },
         Stage::Draining | Stage::Closing | Stage::Ending => ApiError::ShuttingDown,
     })
 }
 
-async fn models(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiError> {
-    let data = vec![served(&app)?.listed()];
+async fn list(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiError> {
+    let data = models(&app)?.loaded().map(Served::listed).collect();
     Ok(Json(ModelList { object: "list".to_owned(), data }))
 }
 
-async fn model(State(app): State<Arc<App>>, Path(asked): Path<String>) -> Result<Json<Model>, ApiError> {
-    let served = served(&app)?;
-    if asked != served.name {
-        return Err(no_such_model(&asked, served));
-    }
+async fn model(
+    State(app): State<Arc<App>>,
+    Extension(chosen): Extension<Chosen>,
+    Path(asked): Path<String>,
+) -> Result<Json<Model>, ApiError> {
+    let models = models(&app)?;
+    let served = models.named(&asked).ok_or_else(|| unknown_model(&asked, models))?;
+    chosen.set(served);
     Ok(Json(served.listed()))
 }
 
+/// For a name that no model has.
+fn unknown_model(asked: &str, models: &Models) -> ApiError {
+    let served: Vec<&str> = models.loaded().map(|served| served.name.as_str()).collect();
+    ApiError::NoSuchModel { asked: asked.chars().take(100).collect(), served: served.join("`, `") }
+}
+
+/// For a name that is not that of the model at hand.
 fn no_such_model(asked: &str, served: &Served) -> ApiError {
     ApiError::NoSuchModel { asked: asked.chars().take(100).collect(), served: served.name.clone() }
 }

@@ -8,8 +8,12 @@ use candela_engine::{Constraint, ConstraintError, Engine, GenerateRequest, Gramm
 use candela_wire::openai::{Delivery, Format, FormatKind, InvalidField, Logprobs, Sampling};
 use tokio::time::Instant;
 
-use super::{body, error::ApiError, served, tools::Notation};
-use crate::{app::App, model::Served};
+use super::{body, error::ApiError, models, tools::Notation, unknown_model};
+use crate::{
+    app::App,
+    model::Served,
+    models::{Chosen, Models},
+};
 
 /// The model that answers a request, found once and kept until the answer is whole.
 #[derive(Clone)]
@@ -88,7 +92,8 @@ async fn parsed_within<T: Send + 'static>(
     parse: Parse<T>,
 ) -> Result<T, ApiError> {
     // Before the body: nobody should upload megabytes to be told to come back.
-    let context_length = served(app)?.engine.facts().context_length;
+    let context_length = longest_context(models(app)?);
+    let chosen = request.extensions().get::<Chosen>().cloned().unwrap_or_default();
     let (body, room) = body::read(app, tokens.unwrap_or(context_length), request).await?;
     let full = ApiError::QueueFull { retry_after: Duration::from_secs(1) };
     let preparing = Arc::clone(&app.preparing).try_acquire_owned().map_err(|_| full)?;
@@ -98,10 +103,23 @@ async fn parsed_within<T: Send + 'static>(
     let work = move || {
         let _permits = (preparing, tokenising, room);
         body::check_values(&body, context_length)?;
-        parse(&app, served(&app)?, &body)
+        let served = asked(&app, &body)?;
+        chosen.set(served);
+        parse(&app, served, &body)
     };
     // It ends without a result only if it panicked, and then so does the process.
     tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::ShuttingDown)?
+}
+
+/// Tokens; which model is asked for is in the body.
+fn longest_context(models: &Models) -> u32 {
+    models.loaded().map(|served| served.engine.facts().context_length).max().unwrap_or_default()
+}
+
+fn asked<'a>(app: &'a App, body: &[u8]) -> Result<&'a Served, ApiError> {
+    let models = models(app)?;
+    let found = models.asked(body).map_err(|name| unknown_model(&name, models))?;
+    found.ok_or(ApiError::ShuttingDown)
 }
 
 /// Puts a tokenised prompt and the request's wishes together.

@@ -35,7 +35,7 @@ impl IntoResponse for Problem {
     }
 }
 
-/// `model` may be left out where there is only one.
+/// `model` may be left out: it is the first one then, that of `spec.model`.
 fn check_model(served: &Served, asked: Option<&str>) -> Result<(), ApiError> {
     match asked {
         Some(asked) if asked != served.name => Err(no_such_model(asked, served)),
