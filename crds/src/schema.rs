@@ -1,4 +1,4 @@
-//! The CRDs as they are installed: what the derives make of the types, with the three things derives cannot say.
+//! The CRDs as they are installed: what the derives make of the types, with the four things derives cannot say.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
@@ -43,6 +43,9 @@ fn installed(derived: CustomResourceDefinition) -> CustomResourceDefinition {
         // A new object must not look current to `kubectl wait` or Argo CD before the operator has seen it.
         schema["properties"]["status"]["default"] = json!({"observedGeneration": -1});
         schema["properties"]["status"].as_object_mut().expect("status is an object").remove("required");
+        // The same type as `model`, of which some are there to be left out.
+        schema["properties"]["spec"]["properties"]["additionalModels"]["items"]["required"] =
+            json!(["servedName", "uri"]);
         // Rules on metadata.name need no more of the object than this.
         schema["required"] = json!(["spec"]);
     }

@@ -99,6 +99,15 @@ fn nothing_is_defaulted_into_the_stored_object_but_the_first_status() {
 }
 
 #[test]
+fn additional_models_are_a_map_by_the_name_that_each_must_have() {
+    let models = &schema()["properties"]["spec"]["properties"]["additionalModels"];
+    assert_eq!(models["x-kubernetes-list-type"], "map");
+    assert_eq!(models["x-kubernetes-list-map-keys"], serde_json::json!(["servedName"]));
+    assert_eq!(models["items"]["required"], serde_json::json!(["servedName", "uri"]));
+    assert_eq!(models["maxItems"], 8);
+}
+
+#[test]
 fn the_resource_can_be_scaled_and_listed_with_its_category() {
     let crd = serde_json::to_value(candela_crds::llm_deployment_crd()).unwrap();
     assert_eq!(crd["spec"]["names"]["shortNames"], serde_json::json!(["llm"]));

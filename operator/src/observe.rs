@@ -74,11 +74,9 @@ pub fn observe(ctx: &Context, key: &Key, resource: &LlmDeployment) -> Observed {
     } else {
         Vec::new()
     };
-    let secrets = resource
-        .spec
-        .model
-        .credentials_ref
-        .iter()
+    let models = std::iter::once(&resource.spec.model).chain(&resource.spec.additional_models);
+    let secrets = models
+        .filter_map(|model| model.credentials_ref.as_ref())
         .filter_map(|reference| {
             let secret = caches.secrets.get(&Key::new(&key.namespace, &reference.name))?;
             let facts = SecretFacts {

@@ -10,7 +10,7 @@ use axum::http::Method;
 use bytes::Bytes;
 use candela_server::{Fatal, fetch};
 use candela_wire::{
-    config::ServerConfig,
+    config::{ModelConfig, ServerConfig},
     termination::{ExitReason, TerminationMessage},
 };
 use serde_json::{Value, json};
@@ -100,6 +100,27 @@ async fn a_sharded_gated_repository_comes_whole_and_the_token_goes_to_the_hub_on
 }
 
 #[tokio::test]
+async fn several_models_have_folders_of_their_own_and_a_fault_names_its_model() {
+    let (hub, to) = (hub().await, TempDir::new().unwrap());
+    let token = to.path().join("token");
+    std::fs::write(&token, TOKEN).unwrap();
+    let mut both = config("hf://org/sharded");
+    both.models.push(ModelConfig::new("org/second", "hf://gated/model"));
+    // The one that may not be had says so, whatever came before it.
+    let fatal = fetch_with(&hub, both.clone(), to.path()).await.unwrap_err();
+    assert_eq!(fatal.reason, ExitReason::WeightsUnauthorized);
+    assert!(fatal.message.starts_with("model `org/second`: "), "{}", fatal.message);
+    check_files(to.path());
+    // With its token it comes, and the first one is not asked for again.
+    let before = hub.seen().len();
+    both.models[1].credentials_file = Some(token.display().to_string());
+    fetch_with(&hub, both, to.path()).await.unwrap();
+    assert!(to.path().join("org+second/candela-fetch.json").is_file());
+    let seen = hub.seen();
+    assert!(seen[before..].iter().all(|request| !request.path.contains("org/sharded")), "{seen:?}");
+}
+
+#[tokio::test]
 async fn what_the_hub_refuses_is_one_reason_each() {
     let (hub, to) = (hub().await, TempDir::new().unwrap());
     let wrong = to.path().join("token");
@@ -123,7 +144,7 @@ async fn what_the_hub_refuses_is_one_reason_each() {
     let mut config = config("hf://gated/model");
     config.models[0].credentials_file = Some(no_file.display().to_string());
     let fatal = fetch_with(&hub, config, to.path()).await.unwrap_err();
-    assert!(fatal.message.contains("`spec.model.credentialsRef` has no such `key`"), "{}", fatal.message);
+    assert!(fatal.message.contains("`credentialsRef` has no such `key`"), "{}", fatal.message);
 }
 
 #[tokio::test]

@@ -13,6 +13,9 @@ pub const MODELS_DIR: &str = "/models";
 pub const PVC_DIR: &str = "/pvc";
 /// The key of `credentialsRef` is mounted here as one file, `token`.
 pub const CREDENTIALS_DIR: &str = "/var/run/candela/credentials";
+/// The keys of additional models' `credentialsRef` are mounted here: one folder per model, named by [`folder_name`],
+/// with one file, `token`.
+pub const ADDITIONAL_CREDENTIALS_DIR: &str = "/var/run/candela/additional-credentials";
 /// Port of the public API of a server.
 pub const HTTP_PORT: u16 = 8080;
 /// Port of `/metrics`, `/livez`, `/readyz`, `/startupz` and `/internal/v1/status`, in every process.

@@ -63,7 +63,9 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "URL", type_ = "string", json_path = ".status.url"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$')")
-        .message("metadata.name also names a Service: write at most 50 lower-case letters, digits and '-', starting with a letter and ending with a letter or digit")
+        .message("metadata.name also names a Service: write at most 50 lower-case letters, digits and '-', starting with a letter and ending with a letter or digit"),
+    validation = Rule::new("!has(self.spec.additionalModels) || self.spec.additionalModels.all(m, m.servedName != (has(self.spec.model.servedName) ? self.spec.model.servedName : self.metadata.name))")
+        .message("each model needs a servedName of its own: rename the one of additionalModels that has the name of spec.model (model.servedName, or else metadata.name)")
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -77,6 +79,8 @@ use serde::{Deserialize, Serialize};
         .message("routing.timeouts are enforced by Candela's own server only: remove them with engine Custom, and set the limits in engine.args"),
     validation = Rule::new("!(has(self.engine) && self.engine.name == 'Custom') || !has(self.batching)")
         .message("batching is done by Candela's own server only: remove it with engine Custom, and set the limits in engine.args"),
+    validation = Rule::new("!(has(self.engine) && self.engine.name == 'Custom') || !has(self.additionalModels) || self.additionalModels.size() == 0")
+        .message("additionalModels are loaded by Candela's own server only: with engine Custom give each model an LlmDeployment of its own"),
     validation = Rule::new("!(has(self.engine) && self.engine.name == 'Custom') || !has(self.model.format) || (has(self.model.uri) && !self.model.uri.startsWith('pvc://'))")
         .message("with engine Custom, model.format only chooses which files are fetched: remove it unless model.uri is hf:// or http(s)://"),
     validation = Rule::new("!(has(self.engine) && self.engine.name == 'Custom') || !has(self.model.verification) || (has(self.model.uri) && !self.model.uri.startsWith('pvc://'))")
@@ -85,6 +89,11 @@ use serde::{Deserialize, Serialize};
 pub struct LlmDeploymentSpec {
     /// The model to serve.
     pub model: Model,
+    /// More models in the same pods, beside `model`: each with a `uri` and a `servedName` of its own. All of them share
+    /// `resources`, and a change to one of them rolls the pods of all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["servedName"]))]
+    pub additional_models: Vec<Model>,
     /// What runs the model; absent = Candle, Candela's own engine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<Engine>,

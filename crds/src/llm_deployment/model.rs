@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::schema::DNS_SUBDOMAIN;
 
-/// The model to serve.
+/// One model to serve.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -29,7 +29,7 @@ pub struct Model {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128), regex(pattern = "^[A-Za-z0-9][A-Za-z0-9._/-]*$"))]
     pub revision: Option<String>,
-    /// Name that clients send as `model`; absent = `metadata.name`.
+    /// Name that clients send as `model`; absent = `metadata.name`, required in `additionalModels`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9]([A-Za-z0-9._/:-]*[A-Za-z0-9])?$') && !self.contains('..') && !self.contains('//')")

@@ -141,6 +141,10 @@ pub struct ModelFacts {
     pub quantization: String,
     /// Upper bound on prompt plus output, in tokens.
     pub context_length: i64,
+    /// What it serves, such as `Generate`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(max = 64)), extend("x-kubernetes-list-type" = "atomic"))]
+    pub tasks: Vec<String>,
     /// Commit that the revision resolved to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]

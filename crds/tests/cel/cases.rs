@@ -58,6 +58,16 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         case("batching.maxQueue must be from", "{batching: {maxQueue: 1}}", "{batching: {maxQueue: 0}}"),
         case(
+            "additionalModels are loaded by Candela's own server only",
+            "{additionalModels: [{uri: 'hf://a/b', servedName: b}]}",
+            "{engine: {name: Custom, image: x}, model: {}, additionalModels: [{uri: 'hf://a/b', servedName: b}]}",
+        ),
+        case(
+            "each model needs a servedName of its own",
+            "{model: {uri: 'builtin://demo', servedName: a}, additionalModels: [{uri: 'hf://a/b', servedName: chat}, {uri: 'hf://a/b', servedName: b}]}",
+            "{additionalModels: [{uri: 'hf://a/b', servedName: b}, {uri: 'hf://a/b', servedName: chat}]}",
+        ),
+        case(
             "model.format only chooses which files are fetched",
             "{engine: {name: Custom, image: x}, model: {uri: 'hf://a/b', format: Gguf}}",
             "{engine: {name: Custom, image: x}, model: {uri: 'pvc://c/m', format: Gguf}}",

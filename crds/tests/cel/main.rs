@@ -93,6 +93,28 @@ fn sources_that_look_right_are_told_from_those_that_do_not() {
 }
 
 #[test]
+fn additional_models_obey_the_rules_of_the_main_one() {
+    let models = |models: &str| refusals(&object("chat", &format!("{{additionalModels: [{models}]}}")));
+    assert_eq!(
+        models("{servedName: a, uri: 'hf://a/b', revision: main}, {servedName: b, uri: 'pvc://c/m'}"),
+        [""; 0]
+    );
+    for (model, says) in [
+        ("{servedName: a, uri: 's3://b/m'}", "model.uri must be"),
+        ("{servedName: 'a/../b', uri: 'hf://a/b'}", "model.servedName must be"),
+        ("{servedName: a, uri: 'builtin://demo', revision: main}", "model.revision is a commit"),
+        ("{servedName: a, uri: 'hf://a/b', contextLength: 0}", "model.contextLength must be"),
+        (
+            "{servedName: a, uri: 'pvc://c/m', credentialsRef: {name: s, key: token}}",
+            "model.credentialsRef is only sent",
+        ),
+    ] {
+        let found = models(model);
+        assert!(found.iter().any(|found| found.contains(says)), "{model}: {found:?} should say `{says}`");
+    }
+}
+
+#[test]
 fn no_mount_covers_what_is_candelas() {
     let mount = |path: &str| {
         format!(

@@ -11,6 +11,7 @@ mod plan;
 mod settings;
 
 mod fit;
+mod models;
 mod names;
 mod resolve;
 
@@ -23,10 +24,11 @@ pub mod rbac;
 
 pub use children::{desired, server_config};
 pub use differ::owned_fields_differ;
+pub use models::{ResolvedModel, Source};
 pub use observed::{NodeFacts, Observed, SecretFacts, is_ours};
 pub use owned::{OwnedKind, Presence};
 pub use plan::{ApplyFailure, Blocked, Child, Plan, PlanOutcome, Stamp, Waiting};
-pub use resolve::{Resolved, Source, resolve};
+pub use resolve::{Resolved, resolve};
 pub use settings::{Device, ImageRule, NetworkPolicyEnforced, Settings};
 pub use status::{recheck_after, status, unreadable};
 

@@ -1,12 +1,14 @@
 //! `resolve`: everything the spec says, validated, dereferenced and made effective, or why that cannot be.
 
 use candela_crds::{
-    ConditionType, Device as DeviceSpec, EngineName, HOSTS_ANNOTATION, LlmDeployment, LlmDeploymentSpec,
-    Reason, USABLE_LABEL,
+    ConditionType, Device as DeviceSpec, EngineName, LlmDeployment, LlmDeploymentSpec, Reason,
 };
 
 use crate::{
-    Blocked, Device, Observed, OwnedKind, SecretFacts, Settings, children, names, observed::is_ours,
+    Blocked, Device, Observed, OwnedKind, Settings, children,
+    models::{self, ResolvedModel},
+    names,
+    observed::is_ours,
 };
 
 /// A spec with nothing left to look up and no default left to apply.
@@ -24,8 +26,10 @@ pub struct Resolved {
     pub image_args: Vec<String>,
     /// Image that runs `candela-server fetch`, when the weights must be fetched.
     pub fetch_image: Option<String>,
-    pub served_name: String,
-    pub source: Source,
+    /// `spec.model`.
+    pub model: ResolvedModel,
+    /// `spec.additionalModels`, in the order of their served names.
+    pub additional: Vec<ResolvedModel>,
     /// Extended resource and count, when there is an accelerator.
     pub accelerator: Option<(String, u32)>,
     /// 0 when suspended.
@@ -40,15 +44,11 @@ pub struct Resolved {
     pub hub_endpoint: Option<String>,
 }
 
-/// Where the weights come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// Part of the image: `builtin://demo`, or a custom image without a URI.
-    Image,
-    /// Fetched by the init step from this host and port.
-    Fetched { host: String, port: u16 },
-    /// On a PersistentVolumeClaim; `path` has no leading slash.
-    Claim { name: String, path: String },
+impl Resolved {
+    /// Every model, that of `spec.model` first.
+    pub fn models(&self) -> impl Iterator<Item = &ResolvedModel> {
+        std::iter::once(&self.model).chain(&self.additional)
+    }
 }
 
 /// Time that a replica may take to start when the spec does not say.
@@ -57,8 +57,6 @@ const PROGRESS_DEADLINE_SECS: i32 = 30 * 60;
 const GRACE_SECS: i32 = 60;
 /// What a stopped replica needs beyond the longest request.
 const GRACE_MARGIN_SECS: i32 = 10;
-/// The hub that `hf://` means unless the operator's configuration names another.
-const HUB: &str = "https://huggingface.co";
 
 /// Validates and dereferences. `Err` is a value that becomes a condition, never a reason to try again.
 ///
@@ -94,11 +92,11 @@ pub(crate) fn resolve_spec(
     }
     let spec = &cr.spec;
     let engine = spec.engine_name();
-    let source = source(spec, settings)?;
+    let (model, additional) = models::models(name, spec, settings)?;
     check_mounts(spec)?;
     let replicas = wanted_replicas(spec);
-    let mut missing =
-        check_credentials(spec, &source, seen).and_then(|()| check_claim(&source, namespace, seen)).err();
+    let all = || std::iter::once(&model).chain(&additional);
+    let mut missing = all().find_map(|model| model.check(namespace, seen).err());
     if replicas > 0
         && let Some(blocked) = missing
     {
@@ -117,18 +115,18 @@ pub(crate) fn resolve_spec(
         }
         (found, _) => found?,
     };
-    let fetch_image = match (&source, engine) {
-        (Source::Fetched { .. }, EngineName::Candle) => Some(image.clone()),
-        (Source::Fetched { .. }, EngineName::Custom) => match (candle_image(Device::Cpu, settings), &stopped)
-        {
+    let fetch_image = match (all().any(ResolvedModel::is_fetched), engine) {
+        (true, EngineName::Candle) => Some(image.clone()),
+        (true, EngineName::Custom) => match (candle_image(Device::Cpu, settings), &stopped) {
             (Err(blocked), Some(kept)) => {
                 missing.get_or_insert(blocked);
                 Some(kept.fetch_image.clone().unwrap_or_else(|| image.clone()))
             }
             (found, _) => Some(found?.0),
         },
-        _ => None,
+        (false, _) => None,
     };
+    let uses_hub = all().any(ResolvedModel::uses_hub);
     let request_secs = spec
         .routing
         .as_ref()
@@ -143,8 +141,8 @@ pub(crate) fn resolve_spec(
         image,
         image_args,
         fetch_image,
-        served_name: spec.model.served_name.clone().unwrap_or_else(|| name.clone()),
-        source,
+        model,
+        additional,
         accelerator,
         replicas,
         missing,
@@ -159,7 +157,7 @@ pub(crate) fn resolve_spec(
             .and_then(|template| template.termination_grace_period.as_ref())
             .map_or_else(|| GRACE_SECS.max(request_secs), |grace| grace.as_secs_ceil().max(1)),
         operator_namespace: settings.operator_namespace.clone(),
-        hub_endpoint: settings.hub_endpoint.clone().filter(|_| uses_hub(spec)),
+        hub_endpoint: settings.hub_endpoint.clone().filter(|_| uses_hub),
     })
 }
 
@@ -187,67 +185,8 @@ impl Kept {
     }
 }
 
-fn invalid(message: impl Into<String>) -> Blocked {
+pub(crate) fn invalid(message: impl Into<String>) -> Blocked {
     Blocked { condition: ConditionType::Validated, reason: Reason::InvalidSpec, message: message.into() }
-}
-
-/// CEL has checked the URI already; here it is taken apart.
-fn source(spec: &LlmDeploymentSpec, settings: &Settings) -> Result<Source, Blocked> {
-    let Some(uri) = &spec.model.uri else {
-        return match spec.engine_name() {
-            EngineName::Custom => Ok(Source::Image),
-            EngineName::Candle => Err(invalid(
-                "`spec.model.uri` is required: write builtin://demo, hf://ORG/NAME, https://HOST/PATH or pvc://CLAIM/PATH",
-            )),
-        };
-    };
-    let unusable = || {
-        invalid(format!(
-            "`spec.model.uri` cannot be used: `{uri}` must be builtin://demo, hf://ORG/NAME, http(s)://HOST/PATH or pvc://CLAIM/PATH"
-        ))
-    };
-    let (scheme, rest) = uri.split_once("://").ok_or_else(unusable)?;
-    match scheme {
-        "builtin" if rest == "demo" && spec.engine_name() == EngineName::Candle => Ok(Source::Image),
-        "hf" if rest.split('/').filter(|part| !part.is_empty()).count() >= 2 => {
-            let hub = settings.hub_endpoint.as_deref().unwrap_or(HUB);
-            authority(hub).ok_or_else(|| Blocked {
-                condition: ConditionType::Validated,
-                reason: Reason::InvalidSpec,
-                message: format!("`hubEndpoint` of the operator's configuration cannot be used: `{hub}` must be https://HOST or http://HOST:PORT"),
-            })
-        }
-        "http" | "https" => authority(uri).ok_or_else(unusable),
-        "pvc" => {
-            let (claim, path) = rest.split_once('/').unwrap_or((rest, ""));
-            if claim.is_empty() || path.split('/').any(|part| part == "..") {
-                return Err(unusable());
-            }
-            Ok(Source::Claim { name: claim.to_owned(), path: path.trim_matches('/').to_owned() })
-        }
-        _ => Err(unusable()),
-    }
-}
-
-fn uses_hub(spec: &LlmDeploymentSpec) -> bool {
-    spec.model.uri.as_ref().is_some_and(|uri| uri.starts_with("hf://"))
-}
-
-/// Host and port of an `http(s)` address without credentials.
-fn authority(address: &str) -> Option<Source> {
-    let (scheme, rest) = address.split_once("://")?;
-    let default_port = match scheme {
-        "http" => 80,
-        "https" => 443,
-        _ => return None,
-    };
-    let authority = rest.split('/').next()?;
-    let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) => (host, port.parse().ok()?),
-        None => (authority, default_port),
-    };
-    let usable = !host.is_empty() && !host.contains('@') && port != 0;
-    usable.then(|| Source::Fetched { host: host.to_owned(), port })
 }
 
 /// A live object of a child's name that is not ours is somebody else's: never adopted.
@@ -285,63 +224,6 @@ fn check_mounts(spec: &LlmDeploymentSpec) -> Result<(), Blocked> {
                 KEPT_FOLDERS.join(", ")
             )));
         }
-    }
-    Ok(())
-}
-
-fn check_claim(source: &Source, namespace: &str, seen: &Observed) -> Result<(), Blocked> {
-    match source {
-        Source::Claim { name, .. } if !seen.claims.contains(name) => Err(Blocked {
-            condition: ConditionType::Validated,
-            reason: Reason::ClaimNotFound,
-            message: format!(
-                "PersistentVolumeClaim `{name}` of `spec.model.uri` does not exist in namespace `{namespace}`: create it, or correct the name"
-            ),
-        }),
-        _ => Ok(()),
-    }
-}
-
-fn check_credentials(spec: &LlmDeploymentSpec, source: &Source, seen: &Observed) -> Result<(), Blocked> {
-    let Some(wanted) = &spec.model.credentials_ref else { return Ok(()) };
-    let Source::Fetched { host, port } = source else { return Ok(()) };
-    // Of the hub, the operator's configuration says how it is reached. Elsewhere another port is another server, and
-    // without TLS anybody on the way reads the token: both must be allowed by name.
-    let plain = spec.model.uri.as_ref().is_some_and(|uri| uri.starts_with("http://"));
-    let place = match (uses_hub(spec), plain, port) {
-        (true, ..) => host.clone(),
-        (false, true, 80) => format!("http://{host}"),
-        (false, true, port) => format!("http://{host}:{port}"),
-        (false, false, 443) => host.clone(),
-        (false, false, port) => format!("{host}:{port}"),
-    };
-    let blocked =
-        |reason, message: String| Err(Blocked { condition: ConditionType::Validated, reason, message });
-    let name = &wanted.name;
-    let Some(SecretFacts { labels, annotations }) = seen.secrets.get(name) else {
-        return blocked(
-            Reason::CredentialsNotFound,
-            format!(
-                "Secret `{name}` of `spec.model.credentialsRef` does not exist: create it, or correct the name"
-            ),
-        );
-    };
-    if labels.get(USABLE_LABEL).map(String::as_str) != Some("true") {
-        return blocked(
-            Reason::CredentialsNotUsable,
-            format!(
-                "Secret `{name}` may not be used by Candela: if it should be, run `kubectl label secret {name} {USABLE_LABEL}=true`"
-            ),
-        );
-    }
-    let allowed = annotations.get(HOSTS_ANNOTATION).map_or("", String::as_str);
-    if !allowed.split(',').any(|entry| entry.trim().eq_ignore_ascii_case(&place)) {
-        return blocked(
-            Reason::CredentialsHostNotAllowed,
-            format!(
-                "Secret `{name}` may not be sent to `{place}`: its annotation {HOSTS_ANNOTATION} lists `{allowed}`; if it should be, add `{place}` there, separated by a comma"
-            ),
-        );
     }
     Ok(())
 }

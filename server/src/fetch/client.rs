@@ -29,7 +29,7 @@ impl Credentials {
         // The operator mounts one key of the Secret, as an optional file: it is absent where the key is.
         let no_key = || {
             FetchError::Unauthorized(
-                "the Secret of `spec.model.credentialsRef` has no such `key`, or nothing in it: correct `key`, or \
+                "the Secret of `credentialsRef` has no such `key`, or nothing in it: correct `key`, or \
                  put the token there"
                     .to_owned(),
             )
@@ -290,7 +290,7 @@ impl Retries {
         self.failures += 1;
         if self.failures >= self.patience.attempts {
             return Err(FetchError::Failed(format!(
-                "{what}; gave up after {} attempts: check `spec.model.uri`, and that pods reach it (DNS, proxy, egress rules)",
+                "{what}; gave up after {} attempts: check `uri`, and that pods reach it (DNS, proxy, egress rules)",
                 self.failures
             )));
         }

@@ -154,7 +154,10 @@ pub async fn run(options: Options, internal_listen: Option<SocketAddr>) -> Resul
     let stall = Duration::from_secs(options.config.startup_stall_seconds.into());
     let all = async {
         for model in &options.config.models {
-            fetch(&options, model, &progress).await?;
+            progress.enter(Phase::Fetch);
+            fetch(&options, model, &progress)
+                .await
+                .map_err(|fatal| of_model(fatal, &options.config, model))?;
         }
         Ok(())
     };
@@ -179,6 +182,14 @@ pub async fn run(options: Options, internal_listen: Option<SocketAddr>) -> Resul
     result
 }
 
+/// Among several models, the message says which one it speaks of.
+fn of_model(fatal: Fatal, config: &ServerConfig, model: &ModelConfig) -> Fatal {
+    if config.models.len() == 1 {
+        return fatal;
+    }
+    Fatal { message: format!("model `{}`: {}", model.served_name, fatal.message), ..fatal }
+}
+
 /// A line every ten seconds, for ever.
 async fn log_progress(progress: &Progress) {
     let mut last = 0;
@@ -195,7 +206,7 @@ async fn fetch(options: &Options, model: &ModelConfig, progress: &Progress) -> R
     let source = Source::parse(model)?;
     let folder = options.to.join(source.folder_name());
     if matches!(source.location, Location::Builtin | Location::Path(_)) {
-        info!(uri = %redacted(&model.uri), "nothing to fetch");
+        info!(model = %model.served_name, uri = %redacted(&model.uri), "nothing to fetch");
         return Ok(());
     }
     // A file that does not parse is as good as none: everything is fetched again.
@@ -206,7 +217,7 @@ async fn fetch(options: &Options, model: &ModelConfig, progress: &Progress) -> R
     let began = Instant::now();
     let credentials = Credentials::read(model, &source, &options.hub)?;
     let client = Client::new(credentials, options.patience)?;
-    info!(uri = %redacted(&model.uri), to = %folder.display(), "fetching");
+    info!(model = %model.served_name, uri = %redacted(&model.uri), to = %folder.display(), "fetching");
     let facts = fetch_files(options, model, &source, &client, &folder, progress).await?;
     let seconds = began.elapsed().as_secs_f64();
     let facts = FetchFacts { seconds, ..facts };

@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candela_crds::{Duration, EngineName, LlmDeploymentSpec, WeightsFormat};
 use candela_wire::config::{
-    Accelerator, Batching, CREDENTIALS_DIR, Format, ModelConfig, SERVER_CONFIG_KEY, ServerConfig, Timeouts,
+    Accelerator, Batching, Format, ModelConfig, SERVER_CONFIG_KEY, ServerConfig, Timeouts,
 };
 use k8s_openapi::api::core::v1::{ConfigMap, PodSpec};
 use sha2::{Digest, Sha256};
 
-use crate::{Observed, OwnedKind, Resolved, names, resolve::Source};
+use super::weights;
+use crate::{Observed, OwnedKind, Resolved, ResolvedModel, names};
 
 /// The pods' volume with `server.json`.
 pub(crate) const VOLUME: &str = "candela-config";
@@ -26,27 +27,13 @@ pub fn server_config(resolved: &Resolved) -> Option<ServerConfig> {
     if resolved.engine == EngineName::Custom && resolved.fetch_image.is_none() {
         return None;
     }
-    let model = &resolved.spec.model;
     let timeouts =
         resolved.spec.routing.as_ref().and_then(|routing| routing.timeouts.clone()).unwrap_or_default();
     Some(ServerConfig {
         version: 1,
-        models: vec![ModelConfig {
-            served_name: resolved.served_name.clone(),
-            uri: model.uri.clone().unwrap_or_default(),
-            revision: model.revision.clone(),
-            format: model.format.map(|format| match format {
-                WeightsFormat::Safetensors => Format::Safetensors,
-                WeightsFormat::Gguf => Format::Gguf,
-            }),
-            context_length: model.context_length.map(i32::unsigned_abs),
-            sha256: model.verification.as_ref().map(|verification| verification.sha256.clone()),
-            credentials_file: match (&resolved.source, &model.credentials_ref) {
-                (Source::Fetched { .. }, Some(_)) => Some(format!("{CREDENTIALS_DIR}/token")),
-                _ => None,
-            },
-            tasks: Vec::new(),
-        }],
+        models: std::iter::once(model_config(&resolved.model, false))
+            .chain(resolved.additional.iter().map(|model| model_config(model, true)))
+            .collect(),
         batching: batching(&resolved.spec),
         accelerator: resolved
             .accelerator
@@ -59,6 +46,21 @@ pub fn server_config(resolved: &Resolved) -> Option<ServerConfig> {
         termination_grace_seconds: resolved.grace_secs.unsigned_abs(),
         startup_stall_seconds: STALL_SECS.min(resolved.progress_deadline_secs.unsigned_abs()),
     })
+}
+
+fn model_config(model: &ResolvedModel, additional: bool) -> ModelConfig {
+    let wanted = &model.spec;
+    ModelConfig {
+        revision: wanted.revision.clone(),
+        format: wanted.format.map(|format| match format {
+            WeightsFormat::Safetensors => Format::Safetensors,
+            WeightsFormat::Gguf => Format::Gguf,
+        }),
+        context_length: wanted.context_length.map(i32::unsigned_abs),
+        sha256: wanted.verification.as_ref().map(|verification| verification.sha256.clone()),
+        credentials_file: weights::token_file(model, additional),
+        ..ModelConfig::new(&model.served_name, wanted.uri.clone().unwrap_or_default())
+    }
 }
 
 fn batching(spec: &LlmDeploymentSpec) -> Batching {

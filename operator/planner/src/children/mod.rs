@@ -8,6 +8,7 @@ mod pod;
 mod scheduling;
 mod service;
 mod service_account;
+mod weights;
 
 use candela_crds::{GROUP, VERSION};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
@@ -17,7 +18,8 @@ use crate::{Child, Observed, OwnedKind, Plan, Resolved, names};
 
 pub use config_map::server_config;
 pub(crate) use config_map::{VOLUME as CONFIG_VOLUME, name_for as config_map_name};
-pub(crate) use pod::{FETCH, SERVER};
+pub(crate) use pod::SERVER;
+pub(crate) use weights::FETCH;
 
 /// The children that should exist. Total: a resolved spec always has a plan.
 ///

@@ -16,7 +16,7 @@ use k8s_openapi::api::networking::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::{OwnedKind, Resolved, resolve::Source};
+use crate::{OwnedKind, Resolved, models::Source};
 
 /// Namespaces with this label (value `true`) may call the API.
 pub(crate) const ACCESS_LABEL: &str = "candela.dev/access";
@@ -62,8 +62,10 @@ pub(super) fn network_policy(resolved: &Resolved) -> Option<NetworkPolicy> {
 /// Ports that weights come from. A foreign image may fetch by itself, which is assumed to be HTTPS.
 fn source_ports(resolved: &Resolved) -> BTreeSet<u16> {
     let mut ports = BTreeSet::new();
-    if let Source::Fetched { port, .. } = &resolved.source {
-        ports.extend([*port, 443]);
+    for model in resolved.models() {
+        if let Source::Fetched { port, .. } = &model.source {
+            ports.extend([*port, 443]);
+        }
     }
     if resolved.engine == EngineName::Custom {
         ports.insert(443);

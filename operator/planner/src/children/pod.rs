@@ -1,14 +1,12 @@
-//! The pod template: restricted PodSecurity, an init step where weights are fetched, probes, mounts.
+//! The pod template: restricted PodSecurity, probes, mounts. How weights come in is in `weights.rs`.
 
 use std::collections::BTreeMap;
 
 use candela_crds::{EngineName, EnvValue, Volume as VolumeSpec};
-use candela_wire::config::{
-    CREDENTIALS_DIR, HTTP_PORT, INTERNAL_PORT, MODELS_DIR, PVC_DIR, SERVER_CONFIG_PATH, folder_name,
-};
+use candela_wire::config::{HTTP_PORT, INTERNAL_PORT, SERVER_CONFIG_PATH};
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapKeySelector, ConfigMapVolumeSource, Container, ContainerPort,
-    EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, KeyToPath, Lifecycle, LifecycleHandler,
+    EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, Lifecycle, LifecycleHandler,
     PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
     ResourceRequirements, SeccompProfile, SecretKeySelector, SecretVolumeSource, SecurityContext,
     SleepAction, TCPSocketAction, Volume, VolumeMount,
@@ -17,13 +15,11 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{config_map, scheduling};
-use crate::{OwnedKind, Resolved, names, resolve::Source};
+use super::{config_map, scheduling, weights};
+use crate::{OwnedKind, Resolved, names};
 
 /// Name of the container that serves.
 pub(crate) const SERVER: &str = "server";
-/// Name of the init container that fetches weights.
-pub(crate) const FETCH: &str = "fetch";
 /// User and group of the pods: "nonroot" in common base images.
 const USER: i64 = 65532;
 /// Seconds between a foreign server's removal from the Service and its SIGTERM: it may not drain by itself.
@@ -48,7 +44,7 @@ pub(super) fn template(resolved: &Resolved) -> PodTemplateSpec {
             seccomp_profile: Some(runtime_default()),
             ..PodSecurityContext::default()
         }),
-        init_containers: fetch(resolved).map(|container| vec![container]),
+        init_containers: weights::fetch(resolved).map(|container| vec![container]),
         containers: vec![server(resolved)],
         volumes: Some(volumes(resolved)),
         ..PodSpec::default()
@@ -114,34 +110,6 @@ fn server(resolved: &Resolved) -> Container {
     }
 }
 
-/// The init step: weights into `/models`, before anything serves.
-fn fetch(resolved: &Resolved) -> Option<Container> {
-    let image = resolved.fetch_image.clone()?;
-    let mut mounts = vec![
-        mount(config_map::VOLUME, "/etc/candela", true),
-        mount("candela-models", MODELS_DIR, false),
-        mount("candela-tmp", "/tmp", false),
-    ];
-    // Only the step that talks to the source sees the credentials.
-    if resolved.spec.model.credentials_ref.is_some() {
-        mounts.push(mount("candela-credentials", CREDENTIALS_DIR, true));
-    }
-    Some(Container {
-        name: FETCH.to_owned(),
-        image: Some(image),
-        args: Some(["fetch", "--config", SERVER_CONFIG_PATH, "--to", MODELS_DIR].map(str::to_owned).to_vec()),
-        env: resolved
-            .hub_endpoint
-            .clone()
-            .map(|hub| vec![EnvVar { name: "HF_ENDPOINT".to_owned(), value: Some(hub), value_from: None }]),
-        resources: Some(resources(resolved, false)),
-        security_context: Some(restricted()),
-        termination_message_policy: Some("File".to_owned()),
-        volume_mounts: Some(mounts),
-        ..Container::default()
-    })
-}
-
 /// Our server's `/startupz` passes while its load moves and fails when that stalls, so a load is never killed for being
 /// slow; the server also ends by itself then, with `StartupStalled`. A foreign server has the progress deadline.
 fn startup_probe(resolved: &Resolved) -> Probe {
@@ -182,14 +150,9 @@ fn get(custom: bool, path: &str) -> HTTPGetAction {
 fn custom_env(resolved: &Resolved) -> Vec<EnvVar> {
     let text =
         |name: &str, value: String| EnvVar { name: name.to_owned(), value: Some(value), value_from: None };
-    let mut env = vec![text("PORT", HTTP_PORT.to_string()), text("MODEL_NAME", resolved.served_name.clone())];
-    match &resolved.source {
-        Source::Image => {}
-        Source::Fetched { .. } => env.push(text("MODEL_PATH", fetched_path(resolved))),
-        Source::Claim { name, path } => {
-            env.push(text("MODEL_PATH", format!("{PVC_DIR}/{name}/{path}").trim_end_matches('/').to_owned()));
-        }
-    }
+    let mut env =
+        vec![text("PORT", HTTP_PORT.to_string()), text("MODEL_NAME", resolved.model.served_name.clone())];
+    env.extend(weights::model_path(&resolved.model).map(|path| text("MODEL_PATH", path)));
     let wanted = resolved.spec.engine.as_ref().map(|engine| engine.env.clone()).unwrap_or_default();
     // The root is read-only; caches that go to the home folder would fail otherwise.
     if !wanted.iter().any(|var| var.name == "HOME") {
@@ -216,24 +179,7 @@ fn custom_env(resolved: &Resolved) -> Vec<EnvVar> {
     env
 }
 
-/// What the init step leaves: a folder, or in it the one file that the URI names.
-fn fetched_path(resolved: &Resolved) -> String {
-    let folder = format!("{MODELS_DIR}/{}", folder_name(&resolved.served_name));
-    let uri = resolved.spec.model.uri.as_deref().unwrap_or_default();
-    let file = match uri.strip_prefix("hf://") {
-        // ORG/NAME/PATH
-        Some(rest) => rest.splitn(3, '/').nth(2),
-        None => uri.split(['?', '#']).next().and_then(|url| url.rsplit('/').next()),
-    };
-    match file.filter(|file| file.to_ascii_lowercase().ends_with(".gguf")) {
-        // The init step gives a name that needs decoding a plain one.
-        Some(file) if file.contains('%') => format!("{folder}/model.gguf"),
-        Some(file) => format!("{folder}/{file}"),
-        None => folder,
-    }
-}
-
-fn resources(resolved: &Resolved, with_accelerator: bool) -> ResourceRequirements {
+pub(super) fn resources(resolved: &Resolved, with_accelerator: bool) -> ResourceRequirements {
     let wanted = resolved.spec.resources.clone().unwrap_or_default();
     let quantities = |amounts: BTreeMap<String, candela_crds::Quantity>| {
         let mut amounts: BTreeMap<String, Quantity> =
@@ -255,11 +201,7 @@ fn server_mounts(resolved: &Resolved) -> Vec<VolumeMount> {
     if resolved.engine == EngineName::Candle {
         mounts.push(mount(config_map::VOLUME, "/etc/candela", true));
     }
-    match &resolved.source {
-        Source::Image => {}
-        Source::Fetched { .. } => mounts.push(mount("candela-models", MODELS_DIR, true)),
-        Source::Claim { name, .. } => mounts.push(mount("candela-pvc", &format!("{PVC_DIR}/{name}"), true)),
-    }
+    mounts.extend(weights::mounts(resolved));
     let additions = resolved.spec.pod_template.iter().flat_map(|template| &template.volume_mounts);
     mounts.extend(additions.map(|wanted| VolumeMount {
         name: wanted.name.clone(),
@@ -282,37 +224,7 @@ fn volumes(resolved: &Resolved) -> Vec<Volume> {
             ..named(config_map::VOLUME)
         });
     }
-    match &resolved.source {
-        Source::Image => {}
-        Source::Fetched { .. } => {
-            volumes
-                .push(Volume { empty_dir: Some(EmptyDirVolumeSource::default()), ..named("candela-models") });
-            if let Some(credentials) = &resolved.spec.model.credentials_ref {
-                volumes.push(Volume {
-                    secret: Some(SecretVolumeSource {
-                        secret_name: Some(credentials.name.clone()),
-                        default_mode: Some(0o440),
-                        // A key that is missing would keep the pod from starting, with words that name neither the
-                        // field nor the way out: the init step starts without it and says both.
-                        optional: Some(true),
-                        items: Some(vec![KeyToPath {
-                            key: credentials.key.clone(),
-                            path: "token".to_owned(),
-                            mode: None,
-                        }]),
-                    }),
-                    ..named("candela-credentials")
-                });
-            }
-        }
-        Source::Claim { name, .. } => volumes.push(Volume {
-            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-                claim_name: name.clone(),
-                read_only: Some(true),
-            }),
-            ..named("candela-pvc")
-        }),
-    }
+    volumes.extend(weights::volumes(resolved));
     volumes
         .extend(resolved.spec.pod_template.iter().flat_map(|template| &template.volumes).map(extra_volume));
     volumes
@@ -343,7 +255,7 @@ fn extra_volume(wanted: &VolumeSpec) -> Volume {
     }
 }
 
-fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
+pub(super) fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
     VolumeMount {
         name: name.to_owned(),
         mount_path: path.to_owned(),
@@ -352,7 +264,7 @@ fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
     }
 }
 
-fn restricted() -> SecurityContext {
+pub(super) fn restricted() -> SecurityContext {
     SecurityContext {
         allow_privilege_escalation: Some(false),
         read_only_root_filesystem: Some(true),

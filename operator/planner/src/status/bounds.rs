@@ -27,11 +27,13 @@ pub(super) fn hold(mut status: LlmDeploymentStatus) -> LlmDeploymentStatus {
     status.revisions.truncate(8);
     once(&mut status.revisions, |revision| &revision.name);
     for model in &mut status.models {
-        let ModelFacts { served_name, digest, architecture, quantization, revision, .. } = model;
+        let ModelFacts { served_name, digest, architecture, quantization, tasks, revision, .. } = model;
         for text in [served_name, digest, architecture] {
             shorten(text, 128);
         }
         shorten(quantization, 64);
+        tasks.iter_mut().for_each(|task| shorten(task, 64));
+        tasks.truncate(8);
         shorten_option(revision, 128);
     }
     status.models.truncate(16);

@@ -221,7 +221,11 @@ fn validated(input: &Input<'_>) -> Finding {
 fn model_available(input: &Input<'_>) -> Finding {
     let type_ = Type::ModelAvailable;
     if input.workload.serving() {
-        return finding(type_, Status::True, Reason::Loaded, "the model is loaded in a pod that serves");
+        let message = match &names(input.cr)[..] {
+            [_] => "the model is loaded in a pod that serves".to_owned(),
+            several => format!("{} are loaded in a pod that serves", list(several)),
+        };
+        return finding(type_, Status::True, Reason::Loaded, message);
     }
     if input.workload.suspended() {
         return finding(type_, Status::False, Reason::Suspended, suspended(input));
@@ -231,12 +235,46 @@ fn model_available(input: &Input<'_>) -> Finding {
     }
     let pods = || input.seen.pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
     if pods().any(|pod| running(pod, SERVER)) {
-        finding(type_, Status::False, Reason::Loading, "the server is loading the model")
+        finding(type_, Status::False, Reason::Loading, loading(input))
     } else if pods().any(|pod| running(pod, FETCH)) {
         finding(type_, Status::False, Reason::Fetching, "the weights are being fetched")
     } else {
         finding(type_, Status::False, Reason::Pending, "no pod has started yet")
     }
+}
+
+/// Served names of the models of this resource, that of `spec.model` first.
+fn names(cr: &LlmDeployment) -> Vec<&str> {
+    let main = cr.spec.model.served_name.as_ref().or(cr.metadata.name.as_ref());
+    let additional = cr.spec.additional_models.iter().filter_map(|model| model.served_name.as_ref());
+    main.into_iter().chain(additional).map(String::as_str).collect()
+}
+
+fn list(names: &[&str]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// Of several models, which the pod that is farthest has loaded already.
+fn loading(input: &Input<'_>) -> String {
+    let names = names(input.cr);
+    if names.len() == 1 {
+        return "the server is loading the model".to_owned();
+    }
+    let loaded = |pod: &Pod| {
+        let process = input.seen.processes.get(pod.metadata.name.as_deref()?)?;
+        let has = |name: &&str| process.models.iter().any(|model| model.served_name == *name);
+        Some(names.iter().copied().filter(has).collect::<Vec<_>>())
+    };
+    let pods = input.seen.pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
+    let most = pods.filter_map(loaded).max_by_key(Vec::len).unwrap_or_default();
+    if most.is_empty() {
+        return format!("the server is loading {}", list(&names));
+    }
+    let rest: Vec<&str> = names.into_iter().filter(|name| !most.contains(name)).collect();
+    if rest.is_empty() {
+        return format!("{} are loaded, and the server is about to be ready", list(&most));
+    }
+    format!("the server is loading {}; it has loaded {}", list(&rest), list(&most))
 }
 
 /// Reasons that speak of the weights rather than of the pod around them.

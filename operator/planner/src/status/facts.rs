@@ -35,6 +35,7 @@ pub(super) fn models(
             estimated_memory: signed(model.estimated_memory_bytes),
             quantization: model.quantization.clone(),
             context_length: i64::from(model.context_length),
+            tasks: model.tasks.clone(),
             revision: model.revision.clone(),
         })
         .collect()

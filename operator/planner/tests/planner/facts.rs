@@ -20,6 +20,8 @@ fn everything_that_is_known_of_a_serving_model() {
           quantization: F16
           servedName: chat
           sizeBytes: 6000000
+          tasks:
+          - Generate
         readyReplicas: 1
         replicas: 1
         revisions:

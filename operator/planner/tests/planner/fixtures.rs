@@ -78,12 +78,11 @@ pub(crate) fn planned(spec: &str, kind: OwnedKind) -> Option<Value> {
 /// A world in which whatever the spec refers to exists, and nothing else.
 pub(crate) fn known(cr: &LlmDeployment) -> Observed {
     let mut seen = Observed::default();
-    if let Some(uri) = &cr.spec.model.uri
-        && let Some(rest) = uri.strip_prefix("pvc://")
-    {
+    let models = || std::iter::once(&cr.spec.model).chain(&cr.spec.additional_models);
+    for rest in models().filter_map(|model| model.uri.as_ref()?.strip_prefix("pvc://")) {
         seen.claims.insert(rest.split('/').next().unwrap().to_owned());
     }
-    if let Some(reference) = &cr.spec.model.credentials_ref {
+    for reference in models().filter_map(|model| model.credentials_ref.as_ref()) {
         let facts = candela_planner::SecretFacts {
             labels: BTreeMap::from([("candela.dev/usable".to_owned(), "true".to_owned())]),
             annotations: BTreeMap::from([(

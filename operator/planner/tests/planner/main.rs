@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod additional_models;
 mod argocd;
 mod bounds;
 mod drift;
