@@ -11,7 +11,7 @@ use candela_engine::{
     SamplingParams, WarmUpError,
 };
 use candela_wire::{
-    config::{ModelConfig, Task},
+    config::{ModelConfig, Quantization, Task},
     internal::{ModelStatus, Startup},
     openai::Model,
     termination::ExitReason,
@@ -99,7 +99,14 @@ pub(crate) fn load(
     check_tasks(config)?;
     let source = Source::parse(config)?;
     let files = Files::find(&source, config, models_dir)?;
-    let engine_config = EngineConfig { context_length: config.context_length, ..engine.clone() };
+    let engine_config = EngineConfig {
+        context_length: config.context_length,
+        quantization: config.quantization.map(|quantization| match quantization {
+            Quantization::Q8 => candela_engine::Quantization::Q8,
+            Quantization::Q4 => candela_engine::Quantization::Q4,
+        }),
+        ..engine.clone()
+    };
 
     let began = SystemTime::now();
     progress.enter(Phase::Load);

@@ -65,6 +65,9 @@ pub struct ModelConfig {
     /// File that holds a bearer token for the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_file: Option<String>,
+    /// What 16- and 32-bit weights become when they are loaded; absent = they stay what they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<Quantization>,
     /// What the model is for; empty = Generate. A server refuses what the model's architecture cannot do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<Task>,
@@ -81,6 +84,7 @@ impl ModelConfig {
             context_length: None,
             sha256: None,
             credentials_file: None,
+            quantization: None,
             tasks: Vec::new(),
         }
     }
@@ -110,6 +114,15 @@ pub fn folder_name(served_name: &str) -> String {
         }
     }
     name
+}
+
+/// What weights are quantised to when they are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Quantization {
+    /// 8 bits per weight, a scale for every 32.
+    Q8,
+    /// 4 bits per weight, a scale for every 32.
+    Q4,
 }
 
 /// What a model is for.

@@ -13,7 +13,7 @@ mod status;
 pub use batching::Batching;
 pub use compute::{Accelerator, Device, Placement, Resources, TopologySpread, WhenUnsatisfiable};
 pub use engine::{Engine, EngineName, EnvValue, EnvVar};
-pub use model::{KeyRef, Model, Task, Verification, WeightsFormat};
+pub use model::{KeyRef, Model, Quantization, Task, Verification, WeightsFormat};
 pub use pod_template::{
     ClaimVolume, ConfigMapVolume, EmptyDirVolume, PodTemplate, SecretVolume, Volume, VolumeMount,
 };
@@ -77,6 +77,8 @@ use serde::{Deserialize, Serialize};
         .message("model.contextLength has no effect with engine Custom: remove it and set the limit in engine.args"),
     validation = Rule::new("!(has(self.engine) && self.engine.name == 'Custom') || !has(self.routing) || !has(self.routing.timeouts)")
         .message("routing.timeouts are enforced by Candela's own server only: remove them with engine Custom, and set the limits in engine.args"),
+    validation = Rule::new("!(has(self.engine) && self.engine.name == 'Custom') || !has(self.model.quantization)")
+        .message("model.quantization is done by Candela's own server only: remove it with engine Custom, and say it in engine.args"),
     validation = Rule::new("!(has(self.engine) && self.engine.name == 'Custom') || !has(self.batching)")
         .message("batching is done by Candela's own server only: remove it with engine Custom, and set the limits in engine.args"),
     validation = Rule::new("!(has(self.engine) && self.engine.name == 'Custom') || !has(self.additionalModels) || self.additionalModels.size() == 0")

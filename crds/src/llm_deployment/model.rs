@@ -38,6 +38,14 @@ pub struct Model {
     /// Format of the weights; absent = found in the files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<WeightsFormat>,
+    /// What weights of 16 and 32 bits become when they are loaded: `Q8` (about 8.5 bits per weight), `Q4` (about 4.5), or
+    /// `None`: they stay as they are, which is also what absent means. Weights that are quantised already stay what they
+    /// are. `status.models[].quantization` says what most weights are in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", length(max = 16))]
+    #[x_kube(validation = Rule::new("self in ['None', 'Q8', 'Q4']")
+        .message("model.quantization must be None, Q8 or Q4: other types (Fp8, Awq, …) come quantised in the files or need engine Custom; remove the field for what the files hold"))]
+    pub quantization: Option<Quantization>,
     /// Upper bound on prompt plus output, in tokens; absent = what the model's own configuration says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self >= 16 && self <= 16777216").message("model.contextLength must be a number of tokens from 16 to 16777216"))]
@@ -61,6 +69,14 @@ pub struct Model {
 pub enum WeightsFormat {
     Safetensors,
     Gguf,
+}
+
+/// What weights are quantised to when they are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Quantization {
+    None,
+    Q8,
+    Q4,
 }
 
 /// What a model is for.

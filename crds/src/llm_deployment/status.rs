@@ -136,7 +136,7 @@ pub struct ModelFacts {
     pub size_bytes: i64,
     /// Bytes of memory that weights, KV cache and activations need.
     pub estimated_memory: i64,
-    /// Storage type of most weights.
+    /// Type of most weights in memory, such as `F16` or `Q4_0`.
     #[schemars(length(max = 64))]
     pub quantization: String,
     /// Upper bound on prompt plus output, in tokens.

@@ -37,6 +37,16 @@ pub(crate) fn cases() -> Vec<Case> {
             "{engine: {name: Custom, image: x}, model: {}, routing: {timeouts: {request: 30s}}}",
         ),
         case(
+            "model.quantization must be None, Q8 or Q4",
+            "{model: {uri: 'hf://a/b', quantization: Q4}}",
+            "{model: {uri: 'hf://a/b', quantization: Fp8}}",
+        ),
+        case(
+            "model.quantization is done by Candela's own server only",
+            "{model: {uri: 'hf://a/b', quantization: None}}",
+            "{engine: {name: Custom, image: x}, model: {uri: 'hf://a/b', quantization: Q8}}",
+        ),
+        case(
             "batching is done by Candela's own server only",
             "{batching: {maxSequences: 4}}",
             "{engine: {name: Custom, image: x}, model: {}, batching: {maxSequences: 4}}",

@@ -11,7 +11,7 @@ pub struct ModelFacts {
     pub parameters: u64,
     /// Bytes of the weight files.
     pub size_bytes: u64,
-    /// Storage type of most weights: `F32`, `F16`, `BF16`, `Q4_0`, …
+    /// Type of most weights in memory: that of the files (`F32`, `F16`, `BF16`, `Q4_0`, …), or what they were quantised to.
     pub quantization: String,
     /// Prompt plus output, in tokens, after [`crate::EngineConfig::context_length`].
     pub context_length: u32,

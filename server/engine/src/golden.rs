@@ -66,7 +66,7 @@ fn golden() -> Golden {
 fn decoder(shape: Shape, weights: &mut dyn Weights, kv_type: KvType) -> Decoder {
     let pool = Arc::new(Pool::new(2).unwrap());
     let kv = KvStore::new(kv_type, shape.layers, shape.kv_heads, shape.head_dim, 16).unwrap();
-    let mut source = Source { weights, quantization: None, file: "golden".to_owned() };
+    let mut source = Source::new(weights, None, "golden".to_owned());
     Decoder::load(shape, &mut source, pool, kv).unwrap()
 }
 

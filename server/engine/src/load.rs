@@ -33,6 +33,15 @@ struct Described {
     size_bytes: u64,
 }
 
+impl Described {
+    /// What most weights are in memory, if that is not what they are in the files.
+    fn became(&mut self, quantization: Option<&str>) {
+        if let Some(name) = quantization {
+            self.quantization = name.to_owned();
+        }
+    }
+}
+
 pub(crate) fn load(
     source: &ModelSource,
     config: &EngineConfig,
@@ -73,7 +82,7 @@ fn load_folder(
         norms_are_offsets: shape.family.norms_are_offsets(),
     });
     let file = weights.name().to_owned();
-    let mut source = Source { weights: &mut weights, quantization: config.quantization, file };
+    let mut source = Source::new(&mut weights, config.quantization, file);
     let room = check_memory(&mut shape, &source, config)?;
     let text = text::from_folder(files, hf_config.eos_token_id.as_ref())?;
     let Source { file, .. } = source;
@@ -85,7 +94,7 @@ fn load_folder(
         .map(|(name, bytes)| format!("{}  {name}\n", files::sha256(bytes, &mut |n| meter.add(n as u64))))
         .collect();
     let (parameters, quantization) = weights.parameters();
-    let described = Described {
+    let mut described = Described {
         digest: format!("sha256:{}", files::sha256(list.concat().as_bytes(), &mut |_| ())),
         parameters,
         quantization,
@@ -93,8 +102,9 @@ fn load_folder(
     };
     meter.start(LoadPhase::Weights);
     weights.on_progress(Box::new(|n| meter.add(n)));
-    source = Source { weights: &mut weights, quantization: config.quantization, file };
+    source = Source::new(&mut weights, config.quantization, file);
     let model = decoder(shape, &mut source, config, &room)?;
+    described.became(source.most_became(parameters));
     drop(weights);
     meter.end();
     Ok(finish(model, text, described, room))
@@ -109,7 +119,7 @@ fn load_gguf(
     let mut file = GgufFile::open(path)?;
     let mut shape = model::from_gguf(&file)?;
     let name = file.name.clone();
-    let mut source = Source { weights: &mut file, quantization: config.quantization, file: name.clone() };
+    let mut source = Source::new(&mut file, config.quantization, name.clone());
     let room = check_memory(&mut shape, &source, config)?;
     let text = text::from_gguf(&file.header, &file.name)?;
 
@@ -118,11 +128,12 @@ fn load_gguf(
     meter.start(LoadPhase::Verify);
     let digest = format!("sha256:{}", files::sha256(&file.bytes, &mut |n| meter.add(n as u64)));
     let (parameters, quantization) = file.parameters();
-    let described = Described { digest, parameters, quantization, size_bytes };
+    let mut described = Described { digest, parameters, quantization, size_bytes };
     meter.start(LoadPhase::Weights);
     file.on_progress(Box::new(|n| meter.add(n)));
-    source = Source { weights: &mut file, quantization: config.quantization, file: name };
+    source = Source::new(&mut file, config.quantization, name);
     let model = decoder(shape, &mut source, config, &room)?;
+    described.became(source.most_became(parameters));
     drop(file);
     meter.end();
     Ok(finish(model, text, described, room))

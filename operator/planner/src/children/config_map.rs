@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candela_crds::{Duration, EngineName, LlmDeploymentSpec, WeightsFormat};
 use candela_wire::config::{
-    Accelerator, Batching, Format, ModelConfig, SERVER_CONFIG_KEY, ServerConfig, Timeouts,
+    Accelerator, Batching, Format, ModelConfig, Quantization, SERVER_CONFIG_KEY, ServerConfig, Timeouts,
 };
 use k8s_openapi::api::core::v1::{ConfigMap, PodSpec};
 use sha2::{Digest, Sha256};
@@ -59,7 +59,16 @@ fn model_config(model: &ResolvedModel, additional: bool) -> ModelConfig {
         context_length: wanted.context_length.map(i32::unsigned_abs),
         sha256: wanted.verification.as_ref().map(|verification| verification.sha256.clone()),
         credentials_file: weights::token_file(model, additional),
+        quantization: wanted.quantization.and_then(quantization),
         ..ModelConfig::new(&model.served_name, wanted.uri.clone().unwrap_or_default())
+    }
+}
+
+fn quantization(wanted: candela_crds::Quantization) -> Option<Quantization> {
+    match wanted {
+        candela_crds::Quantization::None => None,
+        candela_crds::Quantization::Q8 => Some(Quantization::Q8),
+        candela_crds::Quantization::Q4 => Some(Quantization::Q4),
     }
 }
 

@@ -185,6 +185,15 @@ fn server_config(spec: &str) -> candela_wire::config::ServerConfig {
 }
 
 #[test]
+fn quantization_is_written_only_where_something_is_to_change() {
+    let asked = |word: &str| {
+        let spec = format!("{{model: {{uri: 'hf://a/b', quantization: {word}}}}}");
+        serde_json::to_value(&server_config(&spec).models[0]).unwrap()["quantization"].clone()
+    };
+    assert_eq!((asked("Q8"), asked("Q4"), asked("None")), (json!("Q8"), json!("Q4"), Value::Null));
+}
+
+#[test]
 fn batching_reaches_the_server_as_it_is_written() {
     let batching = |spec: &str| serde_json::to_value(server_config(spec).batching).unwrap();
     assert_eq!(batching("{}"), json!({}));

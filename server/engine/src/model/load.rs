@@ -13,9 +13,28 @@ pub(crate) struct Source<'a> {
     pub(crate) quantization: Option<Quantization>,
     /// For messages.
     pub(crate) file: String,
+    /// Weights that were quantised so far.
+    quantized: u64,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    pub(crate) fn new(
+        weights: &'a mut dyn Weights,
+        quantization: Option<Quantization>,
+        file: String,
+    ) -> Self {
+        Self { weights, quantization, file, quantized: 0 }
+    }
+
+    /// The name of the type to which more than half of `parameters` were quantised, as GGUF has it.
+    pub(crate) fn most_became(&self, parameters: u64) -> Option<&'static str> {
+        let most = self.quantized > parameters / 2;
+        self.quantization.filter(|_| most).map(|quantization| match quantization {
+            Quantization::Q8 => "Q8_0",
+            Quantization::Q4 => "Q4_0",
+        })
+    }
+
     /// Bytes that the packed matrix will hold.
     pub(super) fn packed_bytes(&self, role: Role, dims: (usize, usize)) -> Result<u64, LoadError> {
         let raw = self.weights.matrix(role, dims)?;
@@ -38,7 +57,10 @@ impl Source<'_> {
             let raw = self.weights.matrix(role, dims)?;
             let n_bytes = raw.bytes.len() as u64;
             let matrix = match self.target(&raw) {
-                Some(format) => PackedMatrix::quantize(&raw, format, pool),
+                Some(format) => {
+                    self.quantized += (raw.rows as u64) * (raw.columns as u64);
+                    PackedMatrix::quantize(&raw, format, pool)
+                }
                 None => PackedMatrix::pack(&raw, pool),
             };
             packed.push(matrix.map_err(corrupt)?);
