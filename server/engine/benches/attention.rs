@@ -10,6 +10,7 @@
 use std::time::Instant;
 
 #[expect(unreachable_pub, reason = "public in the crate that these modules are part of")]
+#[allow(unused, reason = "the bench calls a part of what the engine does")]
 #[path = "../src/kernels/mod.rs"]
 mod kernels;
 
