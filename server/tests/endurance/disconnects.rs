@@ -55,7 +55,7 @@ async fn first_text(connection: &mut TcpStream) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_hang_up_in_queue_prefill_and_decode_leave_every_slot_free() {
     let _alone = alone().await;
-    let model = TinyModel { hidden: 64, context_length: 16_384, ..TinyModel::default() };
+    let model = TinyModel { hidden: 128, layers: 6, context_length: 16_384, ..TinyModel::default() };
     let (slots, queue) = (SLOTS.to_string(), QUEUE.to_string());
     let flags = ["--max-sequences", slots.as_str(), "--max-queue", queue.as_str()];
     let program = Program::serving(&model, &flags).await;
@@ -78,8 +78,15 @@ async fn clients_that_hang_up_in_queue_prefill_and_decode_leave_every_slot_free(
         in_decode += SLOTS;
     }
     while in_prefill < each {
-        // None of these answers has begun when its slot is taken; most leave while their prompt is read.
-        let reading = several(&program, SLOTS, &completion(LONG, 8)).await;
+        // None of these answers has begun when its slot is taken; most leave while their prompt is read. No two prompts
+        // begin alike, so that none is found in the cache of prefixes.
+        let mut reading = Vec::with_capacity(SLOTS);
+        for i in 0..SLOTS {
+            let mut body = completion(LONG, 8);
+            let prompt = body["prompt"].as_str().unwrap().to_owned();
+            body["prompt"] = json!(format!("{:06}{}", in_prefill + i, &prompt[6..]));
+            reading.push(sent(&program, &body).await);
+        }
         program.until("all slots are taken", |now| now.in_flight - now.queued == SLOTS as u64).await;
         drop(reading);
         program.settled().await;
