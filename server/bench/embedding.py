@@ -51,7 +51,7 @@ def timed(run, batches):
 
 def ours(folder, kind, seed):
     """Figures and the vectors of the first batch."""
-    fields = {"tasks": ["Embed"]} | ({"quantization": "Q8_0"} if kind == "int8" else {})
+    fields = {"tasks": ["Embed"]} | ({"quantization": "Q8"} if kind == "int8" else {})
     batches = texts(folder, seed, REPEATS + 2)
     try:
         with programs.candela_server(folder, BATCH, request(["a"]), **fields) as server:

@@ -98,7 +98,7 @@ impl App {
     pub(crate) fn now(&self) -> Now {
         let mut now = Now { running: 0, queued: 0, in_flight: self.lifecycle.in_flight() };
         for served in self.models.loaded() {
-            let stats = served.engine.stats();
+            let stats = served.loaded.load();
             now.running += stats.running;
             now.queued += stats.queued;
         }

@@ -8,7 +8,6 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use candela_engine::Stats;
 use candela_wire::{
     internal::{ProcessStatus, Requests, STATUS_PATH, STATUS_VERSION, Startup, State},
     problem::{self, Problem},
@@ -18,6 +17,7 @@ use http::{StatusCode, header};
 use crate::{
     app::App,
     lifecycle::Stage,
+    loaded::Load,
     metrics::{self, Metrics, Now},
     model::Served,
     progress::Progress,
@@ -87,13 +87,13 @@ fn unavailable(message: String) -> Response {
 /// One that is stuck is enough: a restart is what mends it.
 fn any_wedged(app: &App, limit: Duration) -> Option<String> {
     app.models.loaded().find_map(|served| {
-        let wedged = wedged(&served.engine.stats(), limit)?;
+        let wedged = wedged(&served.loaded.load(), limit)?;
         Some(format!("model `{}`: {wedged}", served.name))
     })
 }
 
 /// Why the engine counts as stuck. Silence while there is nothing to do is no sign of that.
-fn wedged(stats: &Stats, limit: Duration) -> Option<String> {
+fn wedged(stats: &Load, limit: Duration) -> Option<String> {
     let idle = stats.running == 0 && stats.queued == 0;
     (!idle && stats.heartbeat_age > limit).then(|| {
         format!(
@@ -184,13 +184,8 @@ mod tests {
 
     #[test]
     fn only_work_that_does_not_move_means_wedged() {
-        let stats = |running, queued, seconds| Stats {
-            running,
-            queued,
-            heartbeat_age: Duration::from_secs(seconds),
-            accepting: true,
-            ..Stats::default()
-        };
+        let stats =
+            |running, queued, seconds| Load { running, queued, heartbeat_age: Duration::from_secs(seconds) };
         let limit = Duration::from_secs(10);
         assert_eq!(wedged(&stats(0, 0, 1000), limit), None);
         assert_eq!(wedged(&stats(1, 0, 9), limit), None);

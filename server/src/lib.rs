@@ -14,6 +14,7 @@ mod exit;
 mod internal;
 mod lifecycle;
 mod listen;
+mod loaded;
 mod metrics;
 mod model;
 mod models;

@@ -7,8 +7,8 @@ use std::{
 };
 
 use candela_engine::{
-    EmbeddedFile, Engine, EngineConfig, LoadError, LoadPhase, LoadProgress, ModelFacts, ModelSource,
-    SamplingParams, WarmUpError,
+    EmbeddedFile, EncoderEngine, Engine, EngineConfig, LoadError, LoadPhase, LoadProgress, ModelFacts,
+    ModelSource, SamplingParams, WarmUpError,
 };
 use candela_wire::{
     config::{ModelConfig, Quantization, Task},
@@ -21,11 +21,13 @@ use tracing::info;
 
 use crate::{
     Fatal,
+    api::ApiError,
     exit::Chain,
     fetch::{
         facts::FetchFacts,
         source::{Location, Source, redacted},
     },
+    loaded::{Loaded, warm_up_encoder},
     progress::{Phase, Progress},
 };
 
@@ -44,7 +46,7 @@ const fn embedded(name: &'static str, bytes: &'static [u8]) -> EmbeddedFile {
 
 /// A loaded, warm model.
 pub(crate) struct Served {
-    pub(crate) engine: Engine,
+    pub(crate) loaded: Loaded,
     pub(crate) name: String,
     /// Commit if the source has such, else the digest of the weights.
     pub(crate) revision: String,
@@ -56,8 +58,29 @@ pub(crate) struct Served {
 }
 
 impl Served {
+    /// The engine, if the model generates text.
+    pub(crate) fn engine(&self) -> Result<&Engine, ApiError> {
+        match &self.loaded {
+            Loaded::Generator(engine) => Ok(engine),
+            Loaded::Encoder(_) => Err(self.cannot(Task::Generate)),
+        }
+    }
+
+    /// The engine, if the model is for `task`.
+    pub(crate) fn encoder(&self, task: Task) -> Result<&EncoderEngine, ApiError> {
+        match &self.loaded {
+            Loaded::Encoder(engine) if self.loaded.task() == Some(task) => Ok(engine),
+            _ => Err(self.cannot(task)),
+        }
+    }
+
+    fn cannot(&self, task: Task) -> ApiError {
+        let does = self.tasks.iter().map(|task| task.as_str()).collect::<Vec<_>>().join(", ");
+        ApiError::WrongTask { model: self.name.clone(), task: task.as_str(), does }
+    }
+
     pub(crate) fn status(&self) -> ModelStatus {
-        let facts = self.engine.facts();
+        let facts = self.loaded.facts();
         ModelStatus {
             served_name: self.name.clone(),
             digest: facts.digest.clone(),
@@ -83,7 +106,7 @@ impl Served {
 
     /// For `system_fingerprint`: changes exactly when the weights do.
     pub(crate) fn fingerprint(&self) -> String {
-        let digest = self.engine.facts().digest.as_str();
+        let digest = self.loaded.facts().digest.as_str();
         let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
         format!("fp_{}", hex.get(..12).unwrap_or(hex))
     }
@@ -96,7 +119,6 @@ pub(crate) fn load(
     engine: &EngineConfig,
     progress: &Progress,
 ) -> Result<(Served, Startup), Fatal> {
-    check_tasks(config)?;
     let source = Source::parse(config)?;
     let files = Files::find(&source, config, models_dir)?;
     let engine_config = EngineConfig {
@@ -119,20 +141,34 @@ pub(crate) fn load(
         };
         progress.set(done, now.total_bytes.saturating_mul(2));
     };
-    let engine = Engine::load(&files.source, &engine_config, &mut report).map_err(|err| refusal(&err))?;
+    let is_encoder = candela_engine::is_encoder(&files.source).map_err(|err| refusal(&err))?;
+    let loaded = match is_encoder {
+        true => EncoderEngine::load(&files.source, &engine_config, &mut report).map(Loaded::Encoder),
+        false => Engine::load(&files.source, &engine_config, &mut report).map(Loaded::Generator),
+    };
+    let loaded = loaded.map_err(|err| refusal(&err))?;
     let load_seconds = clock.elapsed().as_secs_f64();
-    check_digest(config, engine.facts())?;
+    check_digest(config, loaded.facts())?;
+    let tasks = check_tasks(config, &loaded)?;
 
     progress.enter(Phase::Warmup);
-    let warmup = engine.warm_up().map_err(|err| match err {
-        WarmUpError::Failed(message) => Fatal::new(
+    let cannot = |message: String| {
+        Fatal::new(
             ExitReason::ModelUnsupported,
             format!("the model loads but cannot compute a token: {message}; check its config.json"),
-        ),
-        WarmUpError::Submit(err) => Fatal::new(ExitReason::EngineCrashed, format!("warm-up failed: {err}")),
-    })?;
+        )
+    };
+    let warmup = match &loaded {
+        Loaded::Generator(engine) => engine.warm_up().map_err(|err| match err {
+            WarmUpError::Failed(message) => cannot(message),
+            WarmUpError::Submit(err) => {
+                Fatal::new(ExitReason::EngineCrashed, format!("warm-up failed: {err}"))
+            }
+        })?,
+        Loaded::Encoder(engine) => warm_up_encoder(engine).map_err(cannot)?,
+    };
 
-    let facts = engine.facts();
+    let facts = loaded.facts();
     info!(
         model = %config.served_name, digest = %facts.digest, architecture = %facts.architecture,
         parameters = facts.parameters, context_length = facts.context_length, load_seconds, "model loaded"
@@ -142,10 +178,10 @@ pub(crate) fn load(
         name: config.served_name.clone(),
         revision: resolved_revision.clone().unwrap_or_else(|| facts.digest.clone()),
         defaults: files.defaults,
-        tasks: config.tasks().to_vec(),
+        tasks,
         created: began.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         resolved_revision,
-        engine,
+        loaded,
     };
     let startup = Startup {
         fetch_seconds: files.facts.map(|facts| facts.seconds),
@@ -156,17 +192,21 @@ pub(crate) fn load(
     Ok((served, startup))
 }
 
-/// The engine of this build generates text and nothing else.
-fn check_tasks(config: &ModelConfig) -> Result<(), Fatal> {
-    match config.tasks().iter().find(|task| **task != Task::Generate) {
-        None => Ok(()),
-        Some(task) => Err(Fatal::new(
-            ExitReason::ModelUnsupported,
-            format!(
-                "model `{}` is to {}, which this build of candela-server cannot do: remove that from `model.tasks`",
-                config.served_name,
-                task.as_str()
-            ),
+/// What the model is asked for, which must be what its architecture is for. Nothing said means that too.
+fn check_tasks(config: &ModelConfig, loaded: &Loaded) -> Result<Vec<Task>, Fatal> {
+    let refuse = |what: String| {
+        Err(Fatal::new(ExitReason::ModelUnsupported, format!("model `{}` {what}", config.served_name)))
+    };
+    let architecture = &loaded.facts().architecture;
+    let Some(task) = loaded.task() else {
+        return refuse(format!("is a `{architecture}`, whose labels of tokens this server has no route for"));
+    };
+    match config.tasks.iter().find(|wanted| **wanted != task) {
+        None => Ok(vec![task]),
+        Some(wanted) => refuse(format!(
+            "is to {}, which a `{architecture}` cannot: `model.tasks` may hold {} only",
+            wanted.as_str(),
+            task.as_str()
         )),
     }
 }

@@ -96,7 +96,7 @@ impl Models {
                 }
                 Fatal { message: format!("model `{}`: {}", wanted.served_name, fatal.message), ..fatal }
             })?;
-            let needs = served.engine.facts().memory.total_bytes();
+            let needs = served.loaded.facts().memory.total_bytes();
             left = left.map(|left| left.saturating_sub(needs));
             sum = Startup {
                 fetch_seconds: add(sum.fetch_seconds, startup.fetch_seconds),

@@ -308,7 +308,7 @@ async fn drain(app: &Arc<App>, public: tokio::task::JoinHandle<()>) {
     }
     app.lifecycle.enter(Stage::Ending);
     // Joins the engines' threads, which finish their steps first; one that never does must not keep the pod.
-    let engines: Vec<_> = app.models.loaded().map(|served| served.engine.clone()).collect();
+    let engines: Vec<_> = app.models.loaded().map(|served| served.loaded.clone()).collect();
     let joined = tokio::task::spawn_blocking(move || engines.iter().for_each(|engine| engine.shutdown()));
     let patience = end.max(Instant::now() + Duration::from_secs(1));
     if tokio::time::timeout_at(patience, joined).await.is_err() {

@@ -2,6 +2,7 @@
 //! termination messages, OpenAI and problem+json bodies. No I/O, no business rules.
 
 pub mod config;
+pub mod encoders;
 pub mod internal;
 pub mod native;
 pub mod openai;

@@ -46,7 +46,7 @@ fn parse(app: &App, served: &Served, body: &[u8]) -> Result<(Job, ()), ApiError>
         calls = calls_of(served, tools)?;
         let forced = calls.map(|calls| calls.notation.grammar(tools)).transpose()?.flatten();
         if let Some(grammar) = forced {
-            engine_request.constraint = Some(constraint(&served.engine, &grammar, "tools")?);
+            engine_request.constraint = Some(constraint(served.engine()?, &grammar, "tools")?);
         }
     }
     if let Some(format) = &request.format {
@@ -58,10 +58,10 @@ fn parse(app: &App, served: &Served, body: &[u8]) -> Result<(Job, ()), ApiError>
             );
             return Err(ApiError::invalid(format.param, message));
         }
-        engine_request.constraint = Some(held_to(&served.engine, format)?);
+        engine_request.constraint = Some(held_to(served.engine()?, format)?);
     }
     let job = Job {
-        target: prepare::Target::of(served),
+        target: prepare::Target::of(served)?,
         arrived: Instant::now(),
         request: engine_request,
         n: request.n,
@@ -78,7 +78,7 @@ pub(super) fn prompt_tokens(
     tools: Option<&Tools>,
     param: &str,
 ) -> Result<Vec<u32>, ApiError> {
-    prompt_tokens_of(&served.engine, messages, tools, param)
+    prompt_tokens_of(served.engine()?, messages, tools, param)
 }
 
 pub(super) fn prompt_tokens_of(
@@ -101,7 +101,7 @@ pub(super) fn prompt_tokens_of(
 /// How calls are read from answers of this model; `None` = they are not.
 pub(super) fn calls_of(served: &Served, tools: &Tools) -> Result<Option<Calls>, ApiError> {
     // A model without a template was refused with its messages.
-    let notation = Notation::of(served.engine.tool_template().unwrap_or_default())?;
+    let notation = Notation::of(served.engine()?.tool_template().unwrap_or_default())?;
     let first_only = !tools.parallel || matches!(tools.choice, ToolChoice::Named(_));
     Ok((tools.choice != ToolChoice::None).then_some(Calls { notation, first_only }))
 }

@@ -43,17 +43,17 @@ fn parse(app: &App, served: &Served, body: &[u8]) -> Result<(Job, ()), ApiError>
     }
     let tokens = prompt_tokens(served, request.prompt, "prompt")?;
     if request.sampling.max_tokens.is_none() {
-        let context_length = served.engine.facts().context_length;
+        let context_length = served.engine()?.facts().context_length;
         let room = context_length.saturating_sub(tokens.len().try_into().unwrap_or(u32::MAX));
         let wanted = DEFAULT_MAX_TOKENS.max(request.sampling.min_tokens);
         request.sampling.max_tokens = Some(wanted.min(room).max(request.sampling.min_tokens).max(1));
     }
     let mut engine_request = generate_request(served, tokens, request.sampling, request.logprobs)?;
     if let Some(format) = &request.format {
-        engine_request.constraint = Some(held_to(&served.engine, format)?);
+        engine_request.constraint = Some(held_to(served.engine()?, format)?);
     }
     let job = Job {
-        target: prepare::Target::of(served),
+        target: prepare::Target::of(served)?,
         arrived: Instant::now(),
         request: engine_request,
         n: request.n,
@@ -65,10 +65,10 @@ fn parse(app: &App, served: &Served, body: &[u8]) -> Result<(Job, ()), ApiError>
 
 /// A text as the model reads it; `param` is the field that it came from.
 pub(super) fn prompt_tokens(served: &Served, prompt: Prompt, param: &str) -> Result<Vec<u32>, ApiError> {
-    let facts = served.engine.facts();
+    let facts = served.engine()?.facts();
     let tokens = match prompt {
         Prompt::Text(text) => {
-            let encoded = served.engine.encode(&text, SpecialTokens::Add);
+            let encoded = served.engine()?.encode(&text, SpecialTokens::Add);
             encoded.map_err(|err| ApiError::text(&err, param))?
         }
         Prompt::Tokens(tokens) => {

@@ -35,6 +35,12 @@ pub(crate) enum ApiError {
         asked: String,
         served: String,
     },
+    /// The model is there, and for something else.
+    WrongTask {
+        model: String,
+        task: &'static str,
+        does: String,
+    },
     ContextLength {
         prompt_tokens: usize,
         max_tokens: u32,
@@ -91,6 +97,15 @@ impl ApiError {
         }
     }
 
+    /// More tokens than the model takes.
+    pub(crate) fn too_long(param: &str, err: &impl fmt::Display) -> Self {
+        Self::Invalid(InvalidField {
+            param: Some(param.to_owned()),
+            message: err.to_string(),
+            code: "context_length_exceeded",
+        })
+    }
+
     /// Status, OpenAI's type, our code.
     fn class(&self) -> (StatusCode, ErrorKind, &'static str) {
         use ErrorKind::{
@@ -111,6 +126,7 @@ impl ApiError {
                 (StatusCode::METHOD_NOT_ALLOWED, InvalidRequestError, "method_not_allowed")
             }
             Self::NoSuchModel { .. } => (StatusCode::NOT_FOUND, InvalidRequestError, "model_not_found"),
+            Self::WrongTask { .. } => (StatusCode::BAD_REQUEST, InvalidRequestError, "unsupported_task"),
             Self::ContextLength { .. } => {
                 (StatusCode::BAD_REQUEST, InvalidRequestError, "context_length_exceeded")
             }
@@ -130,7 +146,7 @@ impl ApiError {
         let (_, kind, code) = self.class();
         let param = match self {
             Self::Invalid(field) => field.param.clone(),
-            Self::NoSuchModel { .. } => Some("model".to_owned()),
+            Self::NoSuchModel { .. } | Self::WrongTask { .. } => Some("model".to_owned()),
             _ => None,
         };
         ErrorBody {
@@ -195,6 +211,9 @@ impl fmt::Display for ApiError {
             Self::Method { allowed } => write!(out, "use {allowed} here"),
             Self::NoSuchModel { asked, served } => {
                 write!(out, "the model `{asked}` does not exist here; this server serves `{served}`")
+            }
+            Self::WrongTask { model, task, does } => {
+                write!(out, "the model `{model}` is for {does}, not for {task}: name another in `model`")
             }
             Self::ContextLength { prompt_tokens, max_tokens, context_length } => write!(
                 out,

@@ -5,6 +5,7 @@ mod body;
 mod chat;
 mod choices;
 mod completions;
+mod encoders;
 mod error;
 mod generation;
 mod native;
@@ -35,7 +36,7 @@ use crate::{
     models::{Chosen, Models},
 };
 pub(crate) use body::Budget;
-use error::ApiError;
+pub(crate) use error::ApiError;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MODEL: HeaderName = HeaderName::from_static("x-candela-model");
@@ -47,6 +48,10 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Arc<App>>)> {
         ("post", "/v1/chat/completions", post(chat::handle)),
         ("post", "/v1/completions", post(completions::handle)),
         ("post", "/v1/responses", post(responses::handle)),
+        ("post", "/v1/embeddings", post(encoders::embeddings)),
+        ("post", "/v1/rerank", post(encoders::rerank)),
+        ("post", "/rerank", post(encoders::rerank_native)),
+        ("post", "/embed", post(encoders::embed)),
         ("get", "/v1/models", get(list)),
         ("get", "/v1/models/{*model}", get(model)),
         ("post", "/tokenize", post(native::tokenize::tokenize)),

@@ -24,6 +24,10 @@ fn document() -> Value {
             "/v1/chat/completions": { "post": generate("Answer a conversation", "createChatCompletion", "Chat") },
             "/v1/completions": { "post": generate("Continue a text", "createCompletion", "Completion") },
             "/v1/responses": { "post": generate("Answer a conversation, and keep nothing of it", "createResponse", "Response") },
+            "/v1/embeddings": { "post": encoded("Texts as vectors", "createEmbedding", "Embeddings", error) },
+            "/v1/rerank": { "post": encoded("Documents by their relevance to a query", "createRerank", "Rerank", error) },
+            "/rerank": { "post": native("Documents by their relevance to a query", "rerank", "Rerank", None) },
+            "/embed": { "post": native("Texts as vectors", "embed", "Embed", None) },
             "/generate": { "post": native(
                 "Text from a prompt or a conversation", "generate", "Generate",
                 Some("Events `token` with `text`, then `done` with the answer; `error` with a problem if it breaks")
@@ -53,6 +57,18 @@ fn document() -> Value {
             }}
         },
         "components": { "schemas": schemas() }
+    })
+}
+
+fn encoded(summary: &str, operation: &str, schema: &str, error: fn() -> Value) -> Value {
+    json!({
+        "summary": summary, "operationId": operation,
+        "requestBody": { "required": true, "content": { "application/json": { "schema": reference(&format!("{schema}Request")) } } },
+        "responses": {
+            "200": ok(schema),
+            "400": error(), "404": error(), "413": error(), "415": error(), "429": busy("The queue is full"),
+            "500": error(), "503": busy("The model is loading, or the server shuts down"), "504": error()
+        }
     })
 }
 

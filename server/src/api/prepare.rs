@@ -24,8 +24,9 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    pub(crate) fn of(served: &Served) -> Self {
-        Self { engine: served.engine.clone(), name: served.name.clone(), fingerprint: served.fingerprint() }
+    pub(crate) fn of(served: &Served) -> Result<Self, ApiError> {
+        let engine = served.engine()?.clone();
+        Ok(Self { engine, name: served.name.clone(), fingerprint: served.fingerprint() })
     }
 }
 
@@ -113,7 +114,7 @@ async fn parsed_within<T: Send + 'static>(
 
 /// Tokens; which model is asked for is in the body.
 fn longest_context(models: &Models) -> u32 {
-    models.loaded().map(|served| served.engine.facts().context_length).max().unwrap_or_default()
+    models.loaded().map(|served| served.loaded.facts().context_length).max().unwrap_or_default()
 }
 
 fn asked<'a>(app: &'a App, body: &[u8]) -> Result<&'a Served, ApiError> {
@@ -129,7 +130,7 @@ pub(crate) fn generate_request(
     wishes: Sampling,
     logprobs: Logprobs,
 ) -> Result<GenerateRequest, ApiError> {
-    let context_length = served.engine.facts().context_length;
+    let context_length = served.engine()?.facts().context_length;
     let wanted = wishes.max_tokens.unwrap_or(1).max(wishes.min_tokens);
     if prompt_tokens.len() as u64 + u64::from(wanted) > u64::from(context_length) {
         let max_tokens = wanted;

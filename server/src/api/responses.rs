@@ -42,7 +42,7 @@ fn parse(app: &App, served: &Served, body: &[u8]) -> Result<(Job, Map<String, Va
     if let Some(tools) = &request.tools {
         calls = calls_of(served, tools)?;
         if let Some(grammar) = calls.map(|calls| calls.notation.grammar(tools)).transpose()?.flatten() {
-            engine_request.constraint = Some(constraint(&served.engine, &grammar, "tools")?);
+            engine_request.constraint = Some(constraint(served.engine()?, &grammar, "tools")?);
         }
     }
     if let Some(format) = &request.format {
@@ -51,10 +51,10 @@ fn parse(app: &App, served: &Served, body: &[u8]) -> Result<(Job, Map<String, Va
                            `tool_choice` to `none`";
             return Err(ApiError::invalid("text.format", message));
         }
-        engine_request.constraint = Some(held_to(&served.engine, format)?);
+        engine_request.constraint = Some(held_to(served.engine()?, format)?);
     }
     let job = Job {
-        target: Target::of(served),
+        target: Target::of(served)?,
         request: engine_request,
         n: 1,
         calls,

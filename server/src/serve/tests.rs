@@ -49,7 +49,7 @@ async fn a_wedged_engine_loses_traffic_first_and_requests_end_in_time_all_the_sa
     .await;
     let app = Arc::clone(&running.app);
     load(&app, running.engine, running.models_dir).await.unwrap();
-    let engine = app.models.loaded().next().unwrap().engine.clone();
+    let engine = app.models.loaded().next().unwrap().engine().unwrap().clone();
     // The engine calls this on its own thread, and does not go on until the test ends.
     let (release, held) = mpsc::channel::<()>();
     let sink: Sink = Box::new(move |_| {
@@ -135,7 +135,7 @@ fn configurations_that_cannot_be_meant_are_refused_by_name() {
 }
 
 #[test]
-fn tasks_that_this_build_cannot_do_are_named() {
+fn tasks_that_an_architecture_cannot_do_are_named() {
     let mut config = ModelConfig::new("m", "builtin://demo");
     config.tasks = vec![candela_wire::config::Task::Rerank];
     let progress = Progress::new(Phase::Load);

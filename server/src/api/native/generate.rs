@@ -37,10 +37,10 @@ fn parse(app: &App, served: &Served, body: &[u8]) -> Result<(Job, ()), ApiError>
     let tokens = tokens(served, request.input)?;
     let mut engine_request = generate_request(served, tokens, request.sampling, None)?;
     if let Some(format) = &request.format {
-        engine_request.constraint = Some(held_to(&served.engine, format)?);
+        engine_request.constraint = Some(held_to(served.engine()?, format)?);
     }
     let job = Job {
-        target: Target::of(served),
+        target: Target::of(served)?,
         request: engine_request,
         n: 1,
         calls: None,

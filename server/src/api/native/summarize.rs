@@ -134,9 +134,9 @@ struct Plan {
 fn plan(app: &App, served: &Served, body: &[u8]) -> Result<(Plan, Vec<Vec<u32>>), ApiError> {
     let request = SummarizeRequest::parse(body, &app.limits.shape).map_err(ApiError::Invalid)?;
     check_model(served, request.model.as_deref())?;
-    let context = served.engine.facts().context_length as usize;
+    let context = served.engine()?.facts().context_length as usize;
     let instructions = request.instructions;
-    let question = prompt(&served.engine, instructions.as_deref(), "")?.len();
+    let question = prompt(served.engine()?, instructions.as_deref(), "")?.len();
     let most = request.sampling.max_tokens;
     let most = most.unwrap_or_else(|| DEFAULT_MAX_TOKENS.min(context as u32 / 4).max(1));
     let taken = question + SEAM + most as usize;
@@ -162,7 +162,7 @@ fn plan(app: &App, served: &Served, body: &[u8]) -> Result<(Plan, Vec<Vec<u32>>)
     let of_parts = generate_request(served, Vec::new(), for_parts, None)?;
     let of_all = generate_request(served, Vec::new(), wishes, None)?;
     let stream = request.stream;
-    let plan = Plan { target: Target::of(served), instructions, of_parts, of_all, room, stream };
+    let plan = Plan { target: Target::of(served)?, instructions, of_parts, of_all, room, stream };
     let prompts = plan.prompts(&request.text)?;
     Ok((plan, prompts))
 }

@@ -36,7 +36,7 @@ pub(crate) async fn detokenize(
 fn tokens_of(app: &App, served: &Served, body: &[u8]) -> Result<TokenizeAnswer, ApiError> {
     let request = TokenizeRequest::parse(body, &app.limits.shape).map_err(ApiError::Invalid)?;
     check_model(served, request.model.as_deref())?;
-    let engine = &served.engine;
+    let engine = served.engine()?;
     let tokens = match request.input {
         // Unlike a prompt, an empty text is fine.
         Input::Prompt(Prompt::Text(text)) => {
@@ -59,11 +59,11 @@ fn tokens_of(app: &App, served: &Served, body: &[u8]) -> Result<TokenizeAnswer, 
 fn text_of(app: &App, served: &Served, body: &[u8]) -> Result<DetokenizeAnswer, ApiError> {
     let request = DetokenizeRequest::parse(body, &app.limits.shape).map_err(ApiError::Invalid)?;
     check_model(served, request.model.as_deref())?;
-    let vocabulary = served.engine.facts().vocabulary_size;
+    let vocabulary = served.engine()?.facts().vocabulary_size;
     if let Some(at) = request.tokens.iter().position(|id| *id >= vocabulary) {
         let param = format!("tokens[{at}]");
         return Err(ApiError::invalid(&param, format!("`{param}` is no token: ids are below {vocabulary}")));
     }
-    let prompt = served.engine.decode(&request.tokens).map_err(|err| ApiError::text(&err, "tokens"))?;
+    let prompt = served.engine()?.decode(&request.tokens).map_err(|err| ApiError::text(&err, "tokens"))?;
     Ok(DetokenizeAnswer { prompt })
 }

@@ -242,6 +242,18 @@ pub(super) fn schemas() -> Value {
     });
     let written =
         json!({ "id": text, "model": text, "finish_reason": { "enum": ["stop", "length"] }, "usage": usage });
+    let read =
+        object(&["prompt_tokens", "total_tokens"], json!({ "prompt_tokens": count, "total_tokens": count }));
+    let vector = json!({ "type": "array", "items": { "type": "number" } });
+    let embed = json!({
+        "input": { "description": "A text, texts, token ids or lists of them", "anyOf": [
+            text, ids, { "type": "array", "minItems": 1, "maxItems": 2048, "items": { "anyOf": [text, ids] } }
+        ] },
+        "encoding_format": { "enum": ["float", "base64", null] },
+        "dimensions": { "type": ["integer", "null"], "minimum": 1 },
+        "truncate": { "type": ["boolean", "null"], "description": "Cut what is too long instead of refusing it" },
+        "user": { "type": ["string", "null"] }
+    });
     let native = json!({
         "TokenizeRequest": strict(&[], merged(json!({
             "prompt": text, "messages": conversation, "add_special_tokens": { "type": ["boolean", "null"] },
@@ -253,6 +265,35 @@ pub(super) fn schemas() -> Value {
         })),
         "DetokenizeRequest": strict(&["tokens"], merged(json!({ "tokens": ids }), &model)),
         "Detokenize": object(&["prompt"], json!({ "prompt": text })),
+        "EmbeddingsRequest": strict(&["input"], merged(embed.clone(), &model)),
+        "EmbedRequest": strict(&["input"], merged(embed, &model)),
+        "Embeddings": object(&["object", "data", "model", "usage"], json!({
+            "object": { "type": "string", "const": "list" }, "model": text, "usage": read,
+            "data": { "type": "array", "items": object(&["object", "index", "embedding"], json!({
+                "object": { "type": "string", "const": "embedding" }, "index": count,
+                "embedding": { "anyOf": [vector, { "type": "string", "description": "Base64 of little-endian f32" }] }
+            })) }
+        })),
+        "Embed": object(&["model", "embeddings", "usage"], json!({
+            "model": text, "embeddings": { "type": "array", "items": vector }, "usage": read
+        })),
+        "RerankRequest": strict(&["query", "documents"], merged(json!({
+            "query": text,
+            "documents": { "type": "array", "minItems": 1, "maxItems": 2048, "items": { "anyOf": [
+                text, object(&["text"], json!({ "text": text }))
+            ] } },
+            "top_n": { "type": ["integer", "null"], "minimum": 1 },
+            "return_documents": { "type": ["boolean", "null"] },
+            "raw_scores": { "type": ["boolean", "null"], "description": "The model's own scores, not their logistic function" },
+            "truncate": { "type": ["boolean", "null"], "description": "Cut what is too long (default)" }
+        }), &model)),
+        "Rerank": object(&["id", "model", "results", "usage"], json!({
+            "id": text, "model": text, "usage": read,
+            "results": { "type": "array", "description": "Best first", "items": object(&["index", "relevance_score"], json!({
+                "index": count, "relevance_score": { "type": "number" },
+                "document": object(&["text"], json!({ "text": text }))
+            })) }
+        })),
         "GenerateRequest": strict(&[], merged(merged(generate, &wishes), &model)),
         "Generate": object(
             &["id", "model", "text", "finish_reason", "usage"],

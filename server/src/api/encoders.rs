@@ -1,0 +1,214 @@
+//! `POST /v1/embeddings`, `POST /v1/rerank` and `/rerank`, and `POST /embed`.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Request, State},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use candela_engine::{CancelToken, Encoded, EncoderEngine, EncoderSubmitError, Input, Output};
+use candela_wire::{
+    config::Task,
+    encoders::{
+        EmbedAnswer, Embedding, Embeddings, EmbeddingsRequest, EncoderInput, EncoderUsage, Ranked,
+        RankedText, Ranking, RerankRequest, Vector,
+    },
+};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
+
+use super::{error::ApiError, native::Problem, no_such_model, prepare, random_hex};
+use crate::{app::App, lifecycle::Stage, model::Served};
+
+/// Texts that are tokenised, and for whom.
+struct Job<T> {
+    engine: EncoderEngine,
+    model: String,
+    inputs: Vec<Input>,
+    wishes: T,
+}
+
+pub(crate) async fn embeddings(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Json<Embeddings>, ApiError> {
+    let (job, vectors, usage) = embedded(&app, request).await?;
+    let data = vectors.into_iter().enumerate().map(|(index, vector)| Embedding {
+        object: "embedding",
+        index,
+        embedding: match job.base64 {
+            false => Vector::Numbers(vector),
+            true => {
+                let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
+                Vector::Base64(STANDARD.encode(bytes))
+            }
+        },
+    });
+    let model = job.model.unwrap_or_default();
+    Ok(Json(Embeddings { object: "list", data: data.collect(), model, usage }))
+}
+
+pub(crate) async fn embed(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Json<EmbedAnswer>, Problem> {
+    let (job, embeddings, usage) = embedded(&app, request).await?;
+    Ok(Json(EmbedAnswer { model: job.model.unwrap_or_default(), embeddings, usage }))
+}
+
+/// The request with the model's own name in it, its vectors, and what they cost.
+async fn embedded(
+    app: &Arc<App>,
+    request: Request,
+) -> Result<(EmbeddingsRequest, Vec<Vec<f32>>, EncoderUsage), ApiError> {
+    let arrived = Instant::now();
+    let Job { engine, model, inputs, mut wishes } =
+        prepare::parsed_long(app, request, embeddings_job).await?;
+    wishes.model = Some(model);
+    let (outputs, usage) = computed(app, &engine, inputs, arrived).await?;
+    let vectors = outputs.into_iter().filter_map(|output| match output {
+        Output::Embedding(vector) => Some(shortened(vector, wishes.dimensions)),
+        _ => None,
+    });
+    let vectors = vectors.collect();
+    Ok((wishes, vectors, usage))
+}
+
+pub(crate) async fn rerank(State(app): State<Arc<App>>, request: Request) -> Result<Json<Ranking>, ApiError> {
+    ranked(&app, request).await.map(Json)
+}
+
+pub(crate) async fn rerank_native(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Json<Ranking>, Problem> {
+    Ok(Json(ranked(&app, request).await?))
+}
+
+async fn ranked(app: &Arc<App>, request: Request) -> Result<Ranking, ApiError> {
+    let arrived = Instant::now();
+    let Job { engine, model, inputs, wishes } = prepare::parsed_long(app, request, rerank_job).await?;
+    let (outputs, usage) = computed(app, &engine, inputs, arrived).await?;
+    let RerankRequest { mut documents, top_n, return_documents, raw_scores, .. } = wishes;
+    let mut results: Vec<Ranked> = outputs
+        .iter()
+        .enumerate()
+        .filter_map(|(index, output)| match output {
+            Output::Score(score) => {
+                let relevance_score = if raw_scores { *score } else { 1.0 / (1.0 + (-score).exp()) };
+                Some(Ranked { index, relevance_score, document: None })
+            }
+            _ => None,
+        })
+        .collect();
+    // A stable sort: equal scores stay in the request's order.
+    results.sort_by(|a, b| b.relevance_score.total_cmp(&a.relevance_score));
+    results.truncate(top_n.unwrap_or(usize::MAX));
+    if return_documents {
+        for result in &mut results {
+            let text = std::mem::take(&mut documents[result.index]);
+            result.document = Some(RankedText { text });
+        }
+    }
+    Ok(Ranking { id: format!("rerank-{}", random_hex()), model, results, usage })
+}
+
+fn check_model(served: &Served, asked: Option<&String>) -> Result<(), ApiError> {
+    match asked {
+        Some(asked) if *asked != served.name => Err(no_such_model(asked, served)),
+        _ => Ok(()),
+    }
+}
+
+fn embeddings_job(app: &App, served: &Served, body: &[u8]) -> Result<Job<EmbeddingsRequest>, ApiError> {
+    let mut wishes = EmbeddingsRequest::parse(body, &app.limits.shape).map_err(ApiError::Invalid)?;
+    check_model(served, wishes.model.as_ref())?;
+    let engine = served.encoder(Task::Embed)?;
+    let dimensions = engine.limits().dimensions;
+    if wishes.dimensions.is_some_and(|n| n > dimensions) {
+        let message = format!("`dimensions` is more than the {dimensions} that the model's vectors have");
+        return Err(ApiError::invalid("dimensions", message));
+    }
+    let truncate = wishes.truncate;
+    let input = |(at, input)| match input {
+        EncoderInput::Text(text) => {
+            let param = format!("input[{at}]");
+            engine.encode(&text, None, truncate).map_err(|err| ApiError::text(&err, &param))
+        }
+        EncoderInput::Tokens(ids) => Ok(engine.from_ids(ids)),
+    };
+    let inputs = std::mem::take(&mut wishes.inputs).into_iter().enumerate().map(input);
+    let inputs = inputs.collect::<Result<_, _>>()?;
+    Ok(Job { engine: engine.clone(), model: served.name.clone(), inputs, wishes })
+}
+
+fn rerank_job(_: &App, served: &Served, body: &[u8]) -> Result<Job<RerankRequest>, ApiError> {
+    let wishes = RerankRequest::parse(body).map_err(ApiError::Invalid)?;
+    check_model(served, wishes.model.as_ref())?;
+    let engine = served.encoder(Task::Rerank)?;
+    let pair = |(at, document): (usize, &String)| {
+        let encoded = engine.encode(&wishes.query, Some(document), wishes.truncate);
+        encoded.map_err(|err| ApiError::text(&err, &format!("documents[{at}]")))
+    };
+    let inputs = wishes.documents.iter().enumerate().map(pair).collect::<Result<_, _>>()?;
+    Ok(Job { engine: engine.clone(), model: served.name.clone(), inputs, wishes })
+}
+
+/// Cancels when the client leaves.
+struct Cancels(CancelToken);
+
+impl Drop for Cancels {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+async fn computed(
+    app: &App,
+    engine: &EncoderEngine,
+    inputs: Vec<Input>,
+    arrived: Instant,
+) -> Result<(Vec<Output>, EncoderUsage), ApiError> {
+    let _in_flight = app.lifecycle.begin();
+    let tokens: u64 = inputs.iter().map(|input| input.n_tokens() as u64).sum();
+    let limit = prepare::request_limit(app);
+    let deadline = arrived + limit;
+    let (sender, receiver) = oneshot::channel();
+    let results = Box::new(move |how| drop(sender.send(how)));
+    let cancel = engine.submit(inputs, Some(deadline.into_std()), results).map_err(|err| match err {
+        EncoderSubmitError::QueueFull { retry_after, .. } => ApiError::QueueFull { retry_after },
+        EncoderSubmitError::TooLong { input, .. } => ApiError::too_long(&format!("input[{input}]"), &err),
+        EncoderSubmitError::Invalid(message) => ApiError::invalid("input", message),
+        EncoderSubmitError::ShuttingDown => ApiError::ShuttingDown,
+    })?;
+    let _cancels = Cancels(cancel);
+    app.metrics.prompt_tokens.inc_by(tokens);
+    let received = tokio::select! {
+        received = timeout_at(deadline, receiver) => received,
+        () = app.lifecycle.reached(Stage::Ending) => return Err(ApiError::ShuttingDown),
+    };
+    match received {
+        Err(_) | Ok(Ok(Encoded::Deadline)) => Err(ApiError::Deadline { limit }),
+        Ok(Ok(Encoded::Done(outputs))) => Ok((outputs, EncoderUsage::of(tokens))),
+        Ok(Ok(Encoded::Cancelled)) => Err(ApiError::ShuttingDown),
+        Ok(Ok(Encoded::Error(what))) => {
+            tracing::error!(error = %what, "the engine failed on a request");
+            Err(ApiError::Engine("computing a batch failed".to_owned()))
+        }
+        Ok(Err(_)) => Err(ApiError::Engine("the engine let go of it".to_owned())),
+    }
+}
+
+/// The first `n` numbers, to length 1 again, as models of nested dimensions are trained for.
+fn shortened(mut vector: Vec<f32>, n: Option<usize>) -> Vec<f32> {
+    let Some(n) = n.filter(|n| *n < vector.len()) else { return vector };
+    vector.truncate(n);
+    let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+    if length > 0.0 {
+        vector.iter_mut().for_each(|x| *x /= length);
+    }
+    vector
+}

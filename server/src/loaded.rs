@@ -1,0 +1,76 @@
+//! A loaded model of either kind: one that generates text, or one that reads it.
+
+use std::time::{Duration, Instant};
+
+use candela_engine::{EncoderEngine, EncoderTask, Engine, ModelFacts};
+use candela_wire::config::Task;
+
+/// What computes.
+#[derive(Clone)]
+pub(crate) enum Loaded {
+    Generator(Engine),
+    Encoder(EncoderEngine),
+}
+
+/// What an engine of either kind is doing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    pub(crate) running: usize,
+    pub(crate) queued: usize,
+    /// Since it last finished a step or batch; zero when it has nothing to do.
+    pub(crate) heartbeat_age: Duration,
+}
+
+impl Loaded {
+    pub(crate) fn facts(&self) -> &ModelFacts {
+        match self {
+            Self::Generator(engine) => engine.facts(),
+            Self::Encoder(engine) => engine.facts(),
+        }
+    }
+
+    pub(crate) fn load(&self) -> Load {
+        match self {
+            Self::Generator(engine) => {
+                let stats = engine.stats();
+                Load { running: stats.running, queued: stats.queued, heartbeat_age: stats.heartbeat_age }
+            }
+            Self::Encoder(engine) => {
+                let stats = engine.stats();
+                Load { running: stats.running, queued: stats.queued, heartbeat_age: stats.heartbeat_age }
+            }
+        }
+    }
+
+    /// What its architecture is for; `None` = this server has no route for it.
+    pub(crate) fn task(&self) -> Option<Task> {
+        match self {
+            Self::Generator(_) => Some(Task::Generate),
+            Self::Encoder(engine) => match engine.limits().task {
+                EncoderTask::Embed => Some(Task::Embed),
+                EncoderTask::Rerank => Some(Task::Rerank),
+                EncoderTask::TokenClassify => None,
+            },
+        }
+    }
+
+    pub(crate) fn shutdown(&self) {
+        match self {
+            Self::Generator(engine) => engine.shutdown(),
+            Self::Encoder(engine) => engine.shutdown(),
+        }
+    }
+}
+
+/// Computes one short text, so that what is built lazily exists before the first client comes. Blocks.
+pub(crate) fn warm_up_encoder(engine: &EncoderEngine) -> Result<Duration, String> {
+    let began = Instant::now();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let results = Box::new(move |how| drop(sender.send(how)));
+    engine.submit(vec![engine.from_ids(vec![0; 4])], None, results).map_err(|err| err.to_string())?;
+    match receiver.recv() {
+        Ok(candela_engine::Encoded::Done(_)) => Ok(began.elapsed()),
+        Ok(other) => Err(format!("{other:?}")),
+        Err(_) => Err("the engine let go of it".to_owned()),
+    }
+}
