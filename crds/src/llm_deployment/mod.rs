@@ -79,6 +79,8 @@ use serde::{Deserialize, Serialize};
         .message("routing.timeouts are enforced by Candela's own server only: remove them with engine Custom, and set the limits in engine.args"),
     validation = Rule::new("!(has(self.engine) && self.engine.name == 'Custom') || !has(self.model.quantization)")
         .message("model.quantization is done by Candela's own server only: remove it with engine Custom, and say it in engine.args"),
+    validation = Rule::new("!(has(self.engine) && self.engine.name == 'Custom') || !has(self.model.tasks) || self.model.tasks.all(t, t == 'Generate')")
+        .message("model.tasks chooses what Candela's own server does with a model: remove it with engine Custom, whose image decides"),
     validation = Rule::new("!(has(self.engine) && self.engine.name == 'Custom') || !has(self.batching)")
         .message("batching is done by Candela's own server only: remove it with engine Custom, and set the limits in engine.args"),
     validation = Rule::new("!(has(self.engine) && self.engine.name == 'Custom') || !has(self.additionalModels) || self.additionalModels.size() == 0")

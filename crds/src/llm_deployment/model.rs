@@ -15,7 +15,9 @@ use crate::schema::DNS_SUBDOMAIN;
     validation = Rule::new("!has(self.credentialsRef) || (has(self.uri) && (self.uri.startsWith('hf://') || self.uri.startsWith('http://') || self.uri.startsWith('https://')))")
         .message("model.credentialsRef is only sent to hf:// and http(s):// sources: remove it, or change model.uri"),
     validation = Rule::new("!has(self.verification) || (has(self.uri) && !self.uri.startsWith('builtin://'))")
-        .message("builtin:// models come verified with the image: remove model.verification")
+        .message("builtin:// models come verified with the image: remove model.verification"),
+    validation = Rule::new("!has(self.tasks) || !has(self.uri) || !self.uri.startsWith('builtin://') || self.tasks.all(t, t == 'Generate')")
+        .message("builtin://demo generates text and nothing else: remove model.tasks, or name an embedding model in model.uri")
 )]
 pub struct Model {
     /// Where the weights are: `builtin://demo`, `hf://ORG/NAME` (or one `/FILE.gguf` of it), `http(s)://HOST/PATH` (one `.gguf` file, or a
@@ -50,9 +52,10 @@ pub struct Model {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self >= 16 && self <= 16777216").message("model.contextLength must be a number of tokens from 16 to 16777216"))]
     pub context_length: Option<i32>,
-    /// What the model is for; absent = Generate.
+    /// What the model is for; absent = Generate. A model that cannot do it (an encoder cannot Generate) ends in
+    /// `ModelAvailable=False` with the reason `ModelUnsupported`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 3), extend("x-kubernetes-list-type" = "set"))]
     pub tasks: Vec<Task>,
     /// Key of a Secret with a bearer token for the source. The Secret needs the label
     /// `candela.dev/usable: "true"`, and the host of the source in its annotation `candela.dev/hosts`: HOST, HOST:PORT for
@@ -82,7 +85,12 @@ pub enum Quantization {
 /// What a model is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Task {
+    /// Chat and completions.
     Generate,
+    /// Texts to vectors.
+    Embed,
+    /// Scores of documents for a query.
+    Rerank,
 }
 
 /// One key of a Secret or ConfigMap in the same namespace.

@@ -47,6 +47,16 @@ pub(crate) fn cases() -> Vec<Case> {
             "{engine: {name: Custom, image: x}, model: {uri: 'hf://a/b', quantization: Q8}}",
         ),
         case(
+            "builtin://demo generates text and nothing else",
+            "{model: {uri: 'builtin://demo', tasks: [Generate]}}",
+            "{model: {uri: 'builtin://demo', tasks: [Embed]}}",
+        ),
+        case(
+            "model.tasks chooses what Candela's own server does",
+            "{model: {uri: 'hf://a/b', tasks: [Embed, Rerank]}}",
+            "{engine: {name: Custom, image: x}, model: {uri: 'hf://a/b', tasks: [Embed]}}",
+        ),
+        case(
             "batching is done by Candela's own server only",
             "{batching: {maxSequences: 4}}",
             "{engine: {name: Custom, image: x}, model: {}, batching: {maxSequences: 4}}",

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candela_crds::{Duration, EngineName, LlmDeploymentSpec, WeightsFormat};
 use candela_wire::config::{
-    Accelerator, Batching, Format, ModelConfig, Quantization, SERVER_CONFIG_KEY, ServerConfig, Timeouts,
+    Accelerator, Batching, Format, ModelConfig, Quantization, SERVER_CONFIG_KEY, ServerConfig, Task, Timeouts,
 };
 use k8s_openapi::api::core::v1::{ConfigMap, PodSpec};
 use sha2::{Digest, Sha256};
@@ -60,6 +60,7 @@ fn model_config(model: &ResolvedModel, additional: bool) -> ModelConfig {
         sha256: wanted.verification.as_ref().map(|verification| verification.sha256.clone()),
         credentials_file: weights::token_file(model, additional),
         quantization: wanted.quantization.and_then(quantization),
+        tasks: tasks(&wanted.tasks),
         ..ModelConfig::new(&model.served_name, wanted.uri.clone().unwrap_or_default())
     }
 }
@@ -70,6 +71,19 @@ fn quantization(wanted: candela_crds::Quantization) -> Option<Quantization> {
         candela_crds::Quantization::Q8 => Some(Quantization::Q8),
         candela_crds::Quantization::Q4 => Some(Quantization::Q4),
     }
+}
+
+/// In one order, as a set has none; the default is not written, so that saying it rolls nothing.
+fn tasks(wanted: &[candela_crds::Task]) -> Vec<Task> {
+    let tasks: BTreeSet<Task> = wanted
+        .iter()
+        .map(|task| match task {
+            candela_crds::Task::Generate => Task::Generate,
+            candela_crds::Task::Embed => Task::Embed,
+            candela_crds::Task::Rerank => Task::Rerank,
+        })
+        .collect();
+    if tasks == BTreeSet::from([Task::Generate]) { Vec::new() } else { tasks.into_iter().collect() }
 }
 
 fn batching(spec: &LlmDeploymentSpec) -> Batching {
