@@ -90,7 +90,11 @@ fn cases(url: &str) -> Vec<Case> {
             "OutOfMemory",
             "WorkloadReady",
             &["memory"],
-            json!({"resources": {"requests": {"memory": "24Mi"}, "limits": {"memory": "24Mi"}}}),
+            // The model alone would fit; the buffers of such steps do not.
+            json!({
+                "resources": {"requests": {"memory": "24Mi"}, "limits": {"memory": "24Mi"}},
+                "batching": {"maxBatchTokens": 8192}
+            }),
             ended,
         ),
         case(
