@@ -68,7 +68,7 @@ pub struct ModelConfig {
     /// What 16- and 32-bit weights become when they are loaded; absent = they stay what they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantization: Option<Quantization>,
-    /// What the model is for; empty = Generate. A server refuses what the model's architecture cannot do.
+    /// What the model is for; empty = what its architecture is for. A server refuses what that cannot do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<Task>,
 }

@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn inputs_come_as_texts_or_ids() {
-        let inputs = |body: &str| embeddings(body).unwrap().inputs;
+        let inputs = |body: &str| embeddings(body).expect("it can be used").inputs;
         let text = |text: &str| EncoderInput::Text(text.to_owned());
         assert_eq!(inputs(r#"{"model":"m","input":"a"}"#), [text("a")]);
         assert_eq!(inputs(r#"{"model":"m","input":["a","b"],"user":"u"}"#), [text("a"), text("b")]);
@@ -246,7 +246,7 @@ mod tests {
             (r#"{"input":"a","encoding_format":"hex"}"#, "encoding_format"),
             (r#"{"input":"a","what":1}"#, "what"),
         ] {
-            assert_eq!(embeddings(body).unwrap_err().param.as_deref(), Some(param), "{body}");
+            assert_eq!(embeddings(body).expect_err(body).param.as_deref(), Some(param), "{body}");
         }
         for (body, param) in [
             (r#"{"documents":["a"]}"#, "query"),
@@ -254,10 +254,11 @@ mod tests {
             (r#"{"query":"q","documents":["a",1]}"#, "documents[1]"),
             (r#"{"query":"q","documents":["a"],"top_n":-1}"#, "top_n"),
         ] {
-            let refused = RerankRequest::parse(body.as_bytes()).unwrap_err();
+            let refused = RerankRequest::parse(body.as_bytes()).expect_err(body);
             assert_eq!(refused.param.as_deref(), Some(param), "{body}");
         }
-        let parsed = RerankRequest::parse(br#"{"query":"q","documents":["a",{"text":"b"}]}"#).unwrap();
+        let parsed =
+            RerankRequest::parse(br#"{"query":"q","documents":["a",{"text":"b"}]}"#).expect("it can be used");
         assert_eq!(parsed.documents, ["a", "b"]);
     }
 }
