@@ -154,7 +154,8 @@ class Bench:
             if case.kind == "depth":
                 return generation.at_depth(server, words, case, seed)
             figures = generation.from_start(server)
-            return {**figures, "resident_per_file": figures["resident_bytes"] / model.stat().st_size}
+            model_bytes = figures["resident_bytes"] - figures["kv_cache_bytes"]
+            return {**figures, "resident_per_file": model_bytes / model.stat().st_size}
 
     def server(self, case, setting):
         import gates

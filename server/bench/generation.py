@@ -103,6 +103,9 @@ def at_depth(server, tokenizer, case, seed):
 
 def from_start(server):
     """Seconds from the start of the process to the answer of one token to a prompt of 16, and what it holds then."""
-    memory = server.memory()
-    return {"first_token_seconds": server.first_token_seconds, "resident_bytes": memory["now"]}
+    return {
+        "first_token_seconds": server.first_token_seconds,
+        "resident_bytes": server.memory()["now"],
+        "kv_cache_bytes": server.kv_cache_bytes(),
+    }
 

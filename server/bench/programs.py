@@ -61,6 +61,17 @@ class Server:
             fields[name] = value.strip().removesuffix(" kB")
         return {"now": int(fields["VmRSS"]) << 10, "most": int(fields["VmHWM"]) << 10}
 
+    def kv_cache_bytes(self):
+        """Bytes of our KV cache that are resident: the only memory for which our server asks huge pages (`hg`)."""
+        held, resident = 0, 0
+        for line in pathlib.Path(f"/proc/{self.process.pid}/smaps").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == "Rss":
+                resident = int(value.split()[0]) << 10
+            elif name == "VmFlags" and "hg" in value.split():
+                held += resident
+        return held
+
 
 @contextlib.contextmanager
 def running(command, port, path, body, environment=None):

@@ -136,6 +136,11 @@ impl Cluster {
         self.dir.join("audit.log")
     }
 
+    /// Folder on the host of a volume that the cluster's provisioner made, by the volume's name.
+    pub fn volume(&self, name: &str) -> PathBuf {
+        self.dir.join("volumes").join(name)
+    }
+
     /// The log of a component.
     pub fn log(&self, component: &str) -> PathBuf {
         self.dir.join("logs").join(format!("{component}.log"))

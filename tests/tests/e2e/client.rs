@@ -43,7 +43,12 @@ impl Once {
 
     /// The whole body of one answer, which must have ended as its framing says.
     pub(crate) async fn chat(&self, body: &Value) -> Result<String> {
-        let request = Request::post(format!("{}/v1/chat/completions", self.url))
+        self.post("/v1/chat/completions", body).await
+    }
+
+    /// The whole body of one answer.
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<String> {
+        let request = Request::post(format!("{}{path}", self.url))
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::from(body.to_string()))?;
         self.send(request).await

@@ -19,3 +19,5 @@ mod full_gpus;
 mod killed;
 mod rest;
 mod rollout;
+mod samples;
+mod several_models;
