@@ -14,6 +14,7 @@ use crate::{
     metrics::{Metrics, Now},
     models::Models,
     progress::Progress,
+    trust::Trust,
 };
 
 /// Bounds of one process that `server.json` does not set.
@@ -50,6 +51,8 @@ pub struct Limits {
     /// A step that takes longer than this while there is work means a wedged engine: `/livez` fails, and `/readyz`
     /// after half of it.
     pub heartbeat: Duration,
+    /// Between two looks at the trust file.
+    pub trust: Duration,
     pub shape: RequestLimits,
 }
 
@@ -71,6 +74,7 @@ impl Default for Limits {
             request: Duration::from_secs(600),
             drain_window: Duration::from_secs(5),
             heartbeat: Duration::from_secs(60),
+            trust: Duration::from_secs(2),
             shape: RequestLimits::default(),
         }
     }
@@ -84,6 +88,8 @@ pub(crate) struct App {
     pub(crate) progress: Arc<Progress>,
     pub(crate) lifecycle: Lifecycle,
     pub(crate) models: Models,
+    /// Whom headers are believed from.
+    pub(crate) trust: Arc<Trust>,
     pub(crate) startup: OnceLock<Startup>,
     /// Requests between their body and the engine's queue; more than that queue holds is refused at once.
     pub(crate) preparing: Arc<Semaphore>,

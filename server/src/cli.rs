@@ -11,6 +11,7 @@ use std::{
 use candela_wire::{
     config::{MODELS_DIR, SERVER_CONFIG_PATH},
     termination::{ExitReason, TERMINATION_LOG_PATH},
+    trust::TRUST_PATH,
 };
 use clap::{Args, Parser, Subcommand};
 use tokio::{
@@ -73,6 +74,9 @@ struct ServeArgs {
     /// Folder that `fetch` filled.
     #[arg(long, default_value = MODELS_DIR)]
     models_dir: PathBuf,
+    /// The keys that a gateway's tokens are checked with; it may be absent, and is followed while it changes.
+    #[arg(long, default_value = TRUST_PATH, value_name = "PATH")]
+    trust: PathBuf,
     /// Requests that generate at the same time.
     #[arg(long, default_value_t = Limits::default().sequences, value_parser = positive)]
     max_sequences: usize,
@@ -172,6 +176,7 @@ fn run_serve(args: ServeArgs, began: Instant) -> Result<(), Fatal> {
         listen: args.listen,
         internal_listen: args.shared.internal_listen,
         models_dir: args.models_dir,
+        trust: args.trust,
         limits,
         began,
     };

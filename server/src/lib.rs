@@ -21,6 +21,7 @@ mod models;
 mod progress;
 mod resources;
 mod resting;
+mod trust;
 
 pub use app::Limits;
 pub use exit::Fatal;

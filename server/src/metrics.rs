@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::progress::Progress;
+use crate::{progress::Progress, trust::TrustMetrics};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(crate) struct Answer {
@@ -55,6 +55,7 @@ pub(crate) struct Metrics {
     progress_bytes: Family<PhaseLabel, Gauge>,
     progress_total_bytes: Family<PhaseLabel, Gauge>,
     startup_seconds: Family<PhaseLabel, Gauge<f64, std::sync::atomic::AtomicU64>>,
+    pub(crate) trust: TrustMetrics,
 }
 
 /// Values that belong to others and are read when someone asks.
@@ -85,6 +86,7 @@ impl Metrics {
             progress_bytes: Family::default(),
             progress_total_bytes: Family::default(),
             startup_seconds: Family::default(),
+            trust: TrustMetrics::default(),
         };
         metrics.register();
         Arc::new(metrics)
@@ -128,6 +130,7 @@ impl Metrics {
             self.progress_total_bytes.clone(),
         );
         to.register("startup_seconds", "How long each phase of the start took", self.startup_seconds.clone());
+        self.trust.register(to);
     }
 
     pub(crate) fn generation_ended(&self, outcome: &'static str) {

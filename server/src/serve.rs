@@ -13,8 +13,9 @@ use candela_wire::{
     config::{Batching, MODELS_DIR, ModelConfig, ServerConfig, Timeouts},
     internal::Startup,
     termination::ExitReason,
+    trust::TRUST_PATH,
 };
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 use tracing::{info, warn};
 
 use crate::{
@@ -27,6 +28,7 @@ use crate::{
     models::Models,
     progress::{Phase, Progress},
     resources::Resources,
+    trust::{Trust, TrustFollower},
 };
 
 /// Everything that a process is told.
@@ -37,6 +39,8 @@ pub struct Options {
     pub internal_listen: SocketAddr,
     /// Where the init step left the files.
     pub models_dir: PathBuf,
+    /// Whose tokens are good; it may be absent, come, change and go.
+    pub trust: PathBuf,
     pub limits: Limits,
     /// When the process began, for "seconds to the first token".
     pub began: Instant,
@@ -60,6 +64,7 @@ impl Options {
             listen: any(candela_wire::config::HTTP_PORT),
             internal_listen: any(candela_wire::config::INTERNAL_PORT),
             models_dir: PathBuf::from(MODELS_DIR),
+            trust: PathBuf::from(TRUST_PATH),
             limits: Limits::default(),
             began: Instant::now(),
         }
@@ -155,12 +160,14 @@ pub struct Running {
     internal: Listener,
     engine: EngineConfig,
     models_dir: PathBuf,
+    trust_follower: TrustFollower,
 }
 
 /// Checks what can be checked at once and binds; `run` does the rest.
 pub async fn start(options: Options) -> Result<Running, Fatal> {
     check_device(&options)?;
-    let Options { config, listen, internal_listen, models_dir, mut limits, began, .. } = options;
+    let Options { config, listen, internal_listen, models_dir, trust: trust_file, mut limits, began, .. } =
+        options;
     // What one resource asks for goes before what the operator's configuration says for all.
     let Batching { max_batch_tokens, max_sequences, max_queue } = config.batching;
     let number = |wanted: Option<u32>| wanted.map(|number| usize::try_from(number).unwrap_or(usize::MAX));
@@ -181,8 +188,12 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
         memory_limit_bytes: resources.memory_bytes.map(|bytes| bytes / 10 * 9),
         ..EngineConfig::default()
     };
+    let metrics = Metrics::new();
+    let trust = Arc::new(Trust::new(&metrics.trust));
+    let trust_follower = TrustFollower::start(Arc::clone(&trust), trust_file);
     let app = Arc::new(App {
-        metrics: Metrics::new(),
+        metrics,
+        trust,
         progress: Arc::new(Progress::new(Phase::Load)),
         lifecycle: Lifecycle::new(),
         models: Models::of(&config),
@@ -223,6 +234,7 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
         },
         engine,
         models_dir,
+        trust_follower,
         app,
     })
 }
@@ -230,8 +242,12 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
 impl Running {
     /// Serves until `stop` completes, then drains. `Err` = a model could not be loaded.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), Fatal> {
-        let Self { app, public, internal, engine, models_dir, address, internal_address } = self;
+        let Self { app, public, internal, engine, models_dir, trust_follower, address, internal_address } =
+            self;
         info!(%address, %internal_address, "listening");
+        // Ends with this function.
+        let mut beside = JoinSet::new();
+        beside.spawn(trust_follower.run(app.limits.trust));
         let public = tokio::spawn(public.run());
         let internal = tokio::spawn(internal.run());
         tokio::pin!(stop);

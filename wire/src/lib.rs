@@ -9,3 +9,4 @@ pub mod openai;
 pub mod problem;
 pub mod sse;
 pub mod termination;
+pub mod trust;

@@ -1,6 +1,6 @@
 //! `POST /v1/embeddings`, `POST /v1/rerank` and `/rerank`, and `POST /embed`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{error::ApiError, native::Problem, no_such_model, prepare, random_hex};
-use crate::{app::App, lifecycle::Stage, model::Served};
+use crate::{app::App, lifecycle::Stage, model::Served, trust::Caller};
 
 /// Texts that are tokenised, and for whom.
 struct Job<T> {
@@ -64,11 +64,12 @@ async fn embedded(
     app: &Arc<App>,
     request: Request,
 ) -> Result<(EmbeddingsRequest, Vec<Vec<f32>>, EncoderUsage), ApiError> {
-    let arrived = Instant::now();
+    let (arrived, caller) = (Instant::now(), Caller::of(&request));
     let Job { engine, model, inputs, mut wishes } =
         prepare::parsed_long(app, request, embeddings_job).await?;
     wishes.model = Some(model);
-    let (outputs, usage) = computed(app, &engine, inputs, arrived).await?;
+    let limit = caller.within(prepare::request_limit(app));
+    let (outputs, usage) = computed(app, &engine, inputs, arrived, limit).await?;
     let vectors = outputs.into_iter().filter_map(|output| match output {
         Output::Embedding(vector) => Some(shortened(vector, wishes.dimensions)),
         _ => None,
@@ -89,9 +90,10 @@ pub(crate) async fn rerank_native(
 }
 
 async fn ranked(app: &Arc<App>, request: Request) -> Result<Ranking, ApiError> {
-    let arrived = Instant::now();
+    let (arrived, caller) = (Instant::now(), Caller::of(&request));
     let Job { engine, model, inputs, wishes } = prepare::parsed_long(app, request, rerank_job).await?;
-    let (outputs, usage) = computed(app, &engine, inputs, arrived).await?;
+    let limit = caller.within(prepare::request_limit(app));
+    let (outputs, usage) = computed(app, &engine, inputs, arrived, limit).await?;
     let RerankRequest { mut documents, top_n, return_documents, raw_scores, .. } = wishes;
     let mut results: Vec<Ranked> = outputs
         .iter()
@@ -171,10 +173,10 @@ async fn computed(
     engine: &EncoderEngine,
     inputs: Vec<Input>,
     arrived: Instant,
+    limit: Duration,
 ) -> Result<(Vec<Output>, EncoderUsage), ApiError> {
     let _in_flight = app.lifecycle.begin();
     let tokens: u64 = inputs.iter().map(|input| input.n_tokens() as u64).sum();
-    let limit = prepare::request_limit(app);
     let deadline = arrived + limit;
     let (sender, receiver) = oneshot::channel();
     let results = Box::new(move |how| drop(sender.send(how)));

@@ -10,8 +10,11 @@ use candela_engine::{SubmitError, TextError};
 use candela_wire::{
     openai::{ErrorBody, ErrorDetail, ErrorKind, InvalidField},
     problem::Problem,
+    trust::AUTHORIZATION,
 };
 use http::{HeaderValue, StatusCode, header};
+
+use crate::trust::Refusal;
 
 /// What went wrong; the text of each is public.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,6 +63,13 @@ pub(crate) enum ApiError {
         limit: Duration,
     },
     SlowReader,
+    /// A token that is there and not good.
+    GatewayToken(Refusal),
+    /// A header of the gateway's that cannot be.
+    GatewayHeader {
+        name: &'static str,
+        what: String,
+    },
     /// A fault of ours.
     Engine(String),
 }
@@ -138,6 +148,8 @@ impl ApiError {
             Self::Deadline { .. } => (StatusCode::GATEWAY_TIMEOUT, TimeoutError, "request_timeout"),
             Self::FirstToken { .. } => (StatusCode::GATEWAY_TIMEOUT, TimeoutError, "first_token_timeout"),
             Self::SlowReader => (StatusCode::REQUEST_TIMEOUT, TimeoutError, "client_too_slow"),
+            Self::GatewayToken(_) => (StatusCode::UNAUTHORIZED, InvalidRequestError, "invalid_gateway_token"),
+            Self::GatewayHeader { .. } => (StatusCode::BAD_REQUEST, InvalidRequestError, "invalid_header"),
             Self::Engine(_) => (StatusCode::INTERNAL_SERVER_ERROR, ServerError, "engine_error"),
         }
     }
@@ -147,6 +159,8 @@ impl ApiError {
         let param = match self {
             Self::Invalid(field) => field.param.clone(),
             Self::NoSuchModel { .. } | Self::WrongTask { .. } => Some("model".to_owned()),
+            Self::GatewayToken(_) => Some(AUTHORIZATION.to_owned()),
+            Self::GatewayHeader { name, .. } => Some((*name).to_owned()),
             _ => None,
         };
         ErrorBody {
@@ -238,6 +252,12 @@ impl fmt::Display for ApiError {
                 write!(out, "the first token did not come within {} s: retry later", limit.as_secs_f32())
             }
             Self::SlowReader => write!(out, "the stream was not read fast enough"),
+            Self::GatewayToken(refusal) => write!(
+                out,
+                "the token in the header `{AUTHORIZATION}` {}: leave the header out, or send the gateway's own token",
+                refusal.says()
+            ),
+            Self::GatewayHeader { name, what } => write!(out, "the header `{name}` {what}"),
             Self::Engine(what) => write!(out, "the server failed on this request: {what}"),
         }
     }
@@ -260,6 +280,10 @@ impl IntoResponse for ApiError {
         }
         if let Self::Method { allowed } = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
+        }
+        if let Self::GatewayToken(_) = self {
+            let challenge = "Bearer realm=\"candela-data-plane\", error=\"invalid_token\"";
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if self.repeat_is_useless() {
             headers.insert("x-should-retry", HeaderValue::from_static("false"));

@@ -32,6 +32,8 @@ pub(crate) struct Generation {
     /// The client did not keep up, and the engine let go.
     overflowed: Arc<AtomicBool>,
     arrived: Instant,
+    /// For the whole request, from its arrival.
+    limit: Duration,
     admitted: Instant,
     last_token: Option<Instant>,
     /// What it is counted as when it ends now.
@@ -53,6 +55,10 @@ impl Generation {
         request: GenerateRequest,
         arrived: Instant,
     ) -> Result<Self, ApiError> {
+        let limit = match request.deadline {
+            Some(deadline) => deadline.saturating_duration_since(arrived.into_std()),
+            None => request_limit(app),
+        };
         let (prompt_tokens, max_tokens) = (request.prompt_tokens.len() as u64, request.max_tokens);
         let (sender, events) = mpsc::channel(app.limits.unread_tokens.max(1));
         let overflowed = Arc::new(AtomicBool::new(false));
@@ -74,6 +80,7 @@ impl Generation {
             cancel,
             overflowed,
             arrived,
+            limit,
             admitted: Instant::now(),
             last_token: None,
             outcome: "client_gone",
@@ -94,7 +101,7 @@ impl Generation {
             }
         };
         // The engine keeps the deadline itself, between steps. This one is for an engine that finishes none.
-        let limit = request_limit(&self.app);
+        let limit = self.limit;
         let overdue = sleep_until(self.arrived + limit + ENGINE_SLACK);
         let received = tokio::select! {
             biased;
@@ -134,7 +141,7 @@ impl Generation {
             FinishReason::Stop => self.outcome = "stop",
             FinishReason::Length => self.outcome = "length",
             FinishReason::Deadline => {
-                let limit = request_limit(&self.app);
+                let limit = self.limit;
                 return self.fail("request_timeout", ApiError::Deadline { limit });
             }
             // We cancel by dropping, so this was the engine's own shutdown.

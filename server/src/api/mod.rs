@@ -23,7 +23,10 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodRouter, get, post},
 };
-use candela_wire::openai::{Model, ModelList};
+use candela_wire::{
+    openai::{Model, ModelList},
+    trust::{AUTHORIZATION, MAX_REQUEST_ID_BYTES, REQUEST_ID as REQUEST_ID_NAME},
+};
 use http::{HeaderName, HeaderValue, header};
 use tokio::time::Instant;
 use tracing::debug;
@@ -38,7 +41,7 @@ use crate::{
 pub(crate) use body::Budget;
 pub(crate) use error::ApiError;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const REQUEST_ID: HeaderName = HeaderName::from_static(REQUEST_ID_NAME);
 const MODEL: HeaderName = HeaderName::from_static("x-candela-model");
 const REVISION: HeaderName = HeaderName::from_static("x-candela-revision");
 
@@ -88,11 +91,22 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     let began = Instant::now();
     let chosen = Chosen::default();
     request.extensions_mut().insert(chosen.clone());
-    let mut response = next.run(request).await;
+    let caller = app.trust.caller(request.headers());
+    // Nobody behind this needs it.
+    request.headers_mut().remove(AUTHORIZATION);
+    let trusted = caller.as_ref().is_ok_and(|caller| caller.trusted);
+    let mut response = match caller {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(err) if is_openai(request.uri().path()) => err.into_response(),
+        Err(err) => native::Problem::from(err).into_response(),
+    };
     let answer = Answer { route, status: response.status().as_u16() };
     app.metrics.requests.get_or_create(&answer).inc();
     app.metrics.answer_time.get_or_create(&answer).observe(began.elapsed().as_secs_f64());
-    debug!(route, status = response.status().as_u16(), request_id = ?id, "answered");
+    debug!(route, status = response.status().as_u16(), request_id = ?id, trusted, "answered");
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, id);
     if let Some(served) = app.models.answering(&chosen) {
@@ -108,11 +122,11 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     response
 }
 
-/// The client's own id if it is short and plain, else a new one.
+/// The client's own id if it is short and plain, else a new one. It only names a request, so anybody may choose it.
 fn request_id(request: &Request) -> HeaderValue {
     let plain = |id: &&HeaderValue| {
         let bytes = id.as_bytes();
-        (1..=128).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
+        (1..=MAX_REQUEST_ID_BYTES).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
     };
     match request.headers().get(REQUEST_ID).filter(plain) {
         Some(id) => id.clone(),

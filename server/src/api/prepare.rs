@@ -13,6 +13,7 @@ use crate::{
     app::App,
     model::Served,
     models::{Chosen, Models},
+    trust::Caller,
 };
 
 /// The model that answers a request, found once and kept until the answer is whole.
@@ -61,9 +62,11 @@ pub(crate) async fn job<T: Send + 'static>(
     parse: Parse<(Job, T)>,
 ) -> Result<(Job, T), ApiError> {
     let arrived = Instant::now();
+    let caller = Caller::of(&request);
     let (mut job, kept) = parsed(app, request, parse).await?;
     job.arrived = arrived;
-    job.request.deadline = Some((arrived + request_limit(app)).into_std());
+    job.request.deadline = Some((arrived + caller.within(request_limit(app))).into_std());
+    job.request.salt = caller.salt;
     Ok((job, kept))
 }
 
@@ -193,6 +196,7 @@ pub(crate) fn constraint(engine: &Engine, grammar: &Grammar, param: &str) -> Res
     })
 }
 
+/// The server's own, for a whole request; a caller may have less.
 pub(crate) fn request_limit(app: &App) -> Duration {
     app.config.timeouts.request_ms.map_or(app.limits.request, Duration::from_millis)
 }

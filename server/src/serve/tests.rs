@@ -9,6 +9,8 @@ use tower::ServiceExt;
 
 use super::*;
 
+mod trust;
+
 async fn started(change: impl FnOnce(&mut Options)) -> Running {
     let mut options = Options::new(ServerConfig {
         version: 1,

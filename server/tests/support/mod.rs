@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 
 pub(crate) mod hub;
+pub(crate) mod tokens;
 
 use std::{
     collections::BTreeMap,

@@ -41,6 +41,7 @@ use crate::{
     },
     app::App,
     model::Served,
+    trust::Caller,
 };
 
 /// Of the summary, where a request does not say.
@@ -56,12 +57,13 @@ const SEAM: usize = 8;
 
 pub(crate) async fn handle(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
     let arrived = Instant::now();
+    let caller = Caller::of(&request);
     let (plan, prompts) = prepare::parsed_long(&app, request, plan).await?;
     let streamed = plan.stream;
     let (report, receiver) = mpsc::channel(64);
-    let deadline = arrived + request_limit(&app);
+    let deadline = arrived + caller.within(request_limit(&app));
     let (chunks, begun) = (prompts.len(), AtomicBool::new(false));
-    let work = Work { app, plan: Arc::new(plan), chunks, arrived, deadline, begun, report };
+    let work = Work { app, plan: Arc::new(plan), caller, chunks, arrived, deadline, begun, report };
     let work = async move {
         let event = work.run(prompts).await.map(Event::Done);
         // Whoever would read it also polls this.
@@ -220,6 +222,7 @@ fn too_long() -> ApiError {
 struct Work {
     app: Arc<App>,
     plan: Arc<Plan>,
+    caller: Caller,
     /// Parts of the text.
     chunks: usize,
     arrived: Instant,
@@ -291,6 +294,7 @@ impl Work {
         said: Said,
     ) -> Result<(String, Finished), ApiError> {
         request.deadline = Some(self.deadline.into_std());
+        request.salt = self.caller.salt;
         let mut generation = self.admitted(request).await?;
         let mut text = String::new();
         loop {

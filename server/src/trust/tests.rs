@@ -1,0 +1,498 @@
+//! Tokens that are good, and all the others.
+
+use std::{fs, os::unix::fs::symlink, path::Path, sync::Arc, time::Duration};
+
+use candela_wire::trust::{AUTHORIZATION, DEADLINE_MS, MAX_TENANT_BYTES, TENANT, TRUST_KEY};
+use http::{HeaderMap, HeaderValue};
+use ring::hmac;
+use serde_json::{Value, json};
+
+use super::{
+    Caller, Refusal, Trust, TrustFollower, TrustMetrics,
+    keys::Keys,
+    test_tokens::{ISSUER, SUBJECT, Signer, claims, encoded, trust_file},
+    token::{Finding, LEEWAY, MAX_BYTES, check},
+};
+use crate::api::ApiError;
+
+/// Seconds since 1970, of every test here.
+const NOW: u64 = 1_800_000_000;
+
+fn keys(file: &Value) -> Result<Keys, String> {
+    Keys::read(file.to_string().as_bytes())
+}
+
+/// Good claims with these on top; `null` takes one away.
+fn with(changes: Value) -> Value {
+    let mut whole = claims(NOW);
+    for (name, value) in changes.as_object().unwrap() {
+        whole[name] = value.clone();
+        if value.is_null() {
+            whole.as_object_mut().unwrap().remove(name);
+        }
+    }
+    whole
+}
+
+#[test]
+fn tokens_of_the_gateway_are_good_in_all_their_shapes() {
+    let (rsa, p256) = (Signer::rsa("r"), Signer::p256("e"));
+    let keys = keys(&trust_file(&[&rsa, &p256])).unwrap();
+    for signer in [&rsa, &p256] {
+        for changes in [
+            json!({}),
+            json!({"aud": "candela-data-plane"}),
+            json!({"aud": ["https://other", "candela-data-plane"]}),
+            json!({"nbf": null, "iat": null, "jti": null}),
+            json!({"exp": NOW as f64 + 0.5}),
+            json!({"exp": NOW - LEEWAY + 1}),
+            json!({"nbf": NOW + LEEWAY}),
+            json!({"exp": 1e300}),
+        ] {
+            let token = signer.token(&with(changes.clone()));
+            assert_eq!(check(&keys, &token, NOW), Finding::Good, "{changes}");
+        }
+        let mut header = signer.header();
+        header["typ"] = "jwt".into();
+        let token = signer.compact(&header.to_string(), &claims(NOW).to_string());
+        assert_eq!(check(&keys, &token, NOW), Finding::Good);
+    }
+}
+
+/// Name, token, finding.
+type Case = (&'static str, String, Finding);
+
+fn hostile_headers(rsa: &Signer, p256: &Signer) -> Vec<Case> {
+    use Refusal::{Algorithm, Malformed, Signature};
+    let body = claims(NOW).to_string();
+    let is = Finding::Refused;
+    let signed = |header: &str| rsa.compact(header, &body);
+    let own_secret = |alg: &str, secret: &[u8]| {
+        let head = json!({"alg": alg, "kid": "r"}).to_string();
+        let message = format!("{}.{}", encoded(head.as_bytes()), encoded(body.as_bytes()));
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), message.as_bytes());
+        format!("{message}.{}", encoded(tag.as_ref()))
+    };
+    let unsigned = |alg: &str| {
+        let head = json!({"alg": alg, "kid": "r"}).to_string();
+        format!("{}.{}.", encoded(head.as_bytes()), encoded(body.as_bytes()))
+    };
+    let n = rsa.jwk()["n"].as_str().unwrap().to_owned();
+    let thief = Signer::p256("e");
+    let extra = |name: &str, value: Value| {
+        let mut head = rsa.header();
+        head[name] = value;
+        signed(&head.to_string())
+    };
+    let mut cases = vec![
+        ("none, unsigned", unsigned("none"), is(Algorithm)),
+        ("None, unsigned", unsigned("None"), is(Algorithm)),
+        ("RS256, unsigned", unsigned("RS256"), is(Signature)),
+        ("none, signed", signed(r#"{"alg":"none","kid":"r"}"#), is(Algorithm)),
+        ("HS256 with the modulus as text", own_secret("HS256", n.as_bytes()), is(Algorithm)),
+        ("HS256 with the key as JSON", own_secret("HS256", rsa.jwk().to_string().as_bytes()), is(Algorithm)),
+        ("HS256 with nothing", own_secret("HS256", b""), is(Algorithm)),
+        ("RS256 that is an HMAC", own_secret("RS256", n.as_bytes()), is(Signature)),
+        (
+            "ES256 by the name of an RSA key",
+            p256.compact(r#"{"alg":"ES256","kid":"r"}"#, &body),
+            is(Algorithm),
+        ),
+        ("RS256 by the name of an EC key", signed(r#"{"alg":"RS256","kid":"e"}"#), is(Algorithm)),
+        ("another key of the same name", thief.token(&claims(NOW)), is(Signature)),
+        ("no alg", signed(r#"{"kid":"r"}"#), is(Malformed)),
+        ("alg null", signed(r#"{"alg":null,"kid":"r"}"#), is(Malformed)),
+        ("alg a list", signed(r#"{"alg":["RS256"],"kid":"r"}"#), is(Malformed)),
+        ("alg twice", signed(r#"{"alg":"none","alg":"RS256","kid":"r"}"#), is(Malformed)),
+        ("no kid", signed(r#"{"alg":"RS256"}"#), is(Malformed)),
+        ("kid empty", signed(r#"{"alg":"RS256","kid":""}"#), is(Malformed)),
+        ("kid a number", signed(r#"{"alg":"RS256","kid":7}"#), is(Malformed)),
+        ("kid twice", signed(r#"{"alg":"RS256","kid":"x","kid":"r"}"#), is(Malformed)),
+        ("kid long", signed(&json!({"alg": "RS256", "kid": "r".repeat(257)}).to_string()), is(Malformed)),
+        ("kid unknown", signed(r#"{"alg":"RS256","kid":"s"}"#), Finding::UnknownKey),
+        ("kid a path", signed(r#"{"alg":"RS256","kid":"../../../dev/null"}"#), Finding::UnknownKey),
+        ("kid in another case", signed(r#"{"alg":"RS256","kid":"R"}"#), Finding::UnknownKey),
+        ("a critical extension", extra("crit", json!(["exp"])), is(Malformed)),
+        ("an empty list of them", extra("crit", json!([])), is(Malformed)),
+        ("an address of keys", extra("jku", json!("https://evil.example/jwks")), is(Malformed)),
+        ("an address of certificates", extra("x5u", json!("https://evil.example/c")), is(Malformed)),
+        ("certificates", extra("x5c", json!(["MIIB"])), is(Malformed)),
+        ("a payload that is not base64", extra("b64", json!(false)), is(Malformed)),
+        ("compressed", extra("zip", json!("DEF")), is(Malformed)),
+        ("encrypted", extra("enc", json!("A256GCM")), is(Malformed)),
+        ("of another type", extra("typ", json!("JWE")), is(Malformed)),
+        ("a header that is a list", signed(r#"["RS256","r"]"#), is(Malformed)),
+        ("a header that is two", signed(r#"{"alg":"RS256","kid":"r"}{}"#), is(Malformed)),
+        (
+            "a header with a byte order mark",
+            signed("\u{feff}{\"alg\":\"RS256\",\"kid\":\"r\"}"),
+            is(Malformed),
+        ),
+        ("a header that is empty", signed(""), is(Malformed)),
+    ];
+    let embedded = json!({"alg": "ES256", "kid": "e", "jwk": thief.jwk()}).to_string();
+    cases.push(("a key of its own", thief.compact(&embedded, &body), is(Malformed)));
+    for alg in ["HS384", "HS512", "RS384", "RS512", "PS256", "ES384", "ES512", "EdDSA", "rs256", "RS256 ", ""]
+    {
+        let head = json!({"alg": alg, "kid": "r"}).to_string();
+        cases.push(("an algorithm that is not offered", signed(&head), is(Algorithm)));
+    }
+    cases
+}
+
+fn hostile_claims(rsa: &Signer) -> Vec<Case> {
+    use Refusal::{Audience, Expired, Issuer, Malformed, NotYetValid, Subject};
+    let of = |changes: Value| rsa.token(&with(changes));
+    let is = Finding::Refused;
+    let raw = |claims: &str| rsa.compact(&rsa.header().to_string(), claims);
+    let spliced = |more: &str| raw(&claims(NOW).to_string().replacen('{', &format!("{{{more},"), 1));
+    vec![
+        ("another issuer", of(json!({"iss": "https://evil.example"})), is(Issuer)),
+        ("the issuer with a slash", of(json!({"iss": format!("{ISSUER}/")})), is(Issuer)),
+        ("no issuer", of(json!({"iss": null})), is(Malformed)),
+        ("an issuer that is a list", of(json!({"iss": [ISSUER]})), is(Malformed)),
+        ("issuer twice", spliced(r#""iss":"https://evil.example""#), is(Malformed)),
+        ("the API server's audience", of(json!({"aud": [ISSUER]})), is(Audience)),
+        ("an audience that begins alike", of(json!({"aud": "candela-data-plane.evil"})), is(Audience)),
+        ("no audience", of(json!({"aud": null})), is(Malformed)),
+        ("an empty audience", of(json!({"aud": []})), is(Audience)),
+        ("a nested audience", of(json!({"aud": [["candela-data-plane"]]})), is(Malformed)),
+        ("an audience that is an object", of(json!({"aud": {"candela-data-plane": 1}})), is(Malformed)),
+        ("another account", of(json!({"sub": "system:serviceaccount:candela-system:default"})), is(Subject)),
+        (
+            "the account of another namespace",
+            of(json!({"sub": "system:serviceaccount:evil:candela-gateway"})),
+            is(Subject),
+        ),
+        ("an account that begins alike", of(json!({"sub": format!("{SUBJECT}-2")})), is(Subject)),
+        ("the account with a NUL", of(json!({"sub": format!("{SUBJECT}\0")})), is(Subject)),
+        ("no account", of(json!({"sub": null})), is(Malformed)),
+        ("account twice", spliced(&format!(r#""sub":"{SUBJECT}""#)), is(Malformed)),
+        ("expired", of(json!({"exp": NOW - LEEWAY})), is(Expired)),
+        ("expired long ago", of(json!({"exp": 0})), is(Expired)),
+        ("expired before 1970", of(json!({"exp": -1e300})), is(Expired)),
+        ("no end", of(json!({"exp": null})), is(Malformed)),
+        ("an end in words", of(json!({"exp": (NOW + 60).to_string()})), is(Malformed)),
+        ("an end that is no number", raw(r#"{"exp":1e999}"#), is(Malformed)),
+        ("not begun", of(json!({"nbf": NOW + LEEWAY + 1})), is(NotYetValid)),
+        ("a beginning in words", of(json!({"nbf": "now"})), is(Malformed)),
+        (
+            "claims that are a list",
+            raw(&json!([ISSUER, SUBJECT, "candela-data-plane", NOW + 60]).to_string()),
+            is(Malformed),
+        ),
+        ("claims that are nothing", raw(""), is(Malformed)),
+        ("claims nested deeply", raw(&"[".repeat(3000)), is(Malformed)),
+        ("claims in no encoding", rsa.compact(&rsa.header().to_string(), "\u{0}\u{1}"), is(Malformed)),
+        (
+            "of an unknown key, and not for us",
+            { rsa.compact(r#"{"alg":"RS256","kid":"s"}"#, &with(json!({"aud": "x"})).to_string()) },
+            is(Audience),
+        ),
+    ]
+}
+
+fn hostile_texts(rsa: &Signer, p256: &Signer) -> Vec<Case> {
+    use Refusal::{Malformed, Signature, TooLong};
+    let is = Finding::Refused;
+    let good = rsa.token(&claims(NOW));
+    let other = rsa.token(&with(json!({"jti": "2"})));
+    let parts: Vec<&str> = good.split('.').collect();
+    let of_other: Vec<&str> = other.split('.').collect();
+    let p256_parts = p256.token(&claims(NOW));
+    let (p256_signed, _) = p256_parts.rsplit_once('.').unwrap();
+    let flipped = {
+        let mut signature = rsa.sign(format!("{}.{}", parts[0], parts[1]).as_bytes());
+        signature[100] ^= 1;
+        encoded(&signature)
+    };
+    // 256 bytes leave four bits over in the last character.
+    let respelled = {
+        let (rest, last) = good.split_at(good.len() - 1);
+        let next = char::from(last.as_bytes()[0] + 1);
+        format!("{rest}{next}")
+    };
+    vec![
+        ("nothing", String::new(), is(Malformed)),
+        ("a word", "token".to_owned(), is(Malformed)),
+        ("an API key", "sk-0123456789abcdef".to_owned(), is(Malformed)),
+        ("dots", "..".to_owned(), is(Malformed)),
+        ("two parts", format!("{}.{}", parts[0], parts[1]), is(Malformed)),
+        ("four parts", format!("{good}.{}", parts[2]), is(Malformed)),
+        ("five parts", format!("{good}.{}.{}", parts[1], parts[2]), is(Malformed)),
+        (
+            "the other form",
+            json!({"payload": parts[1], "protected": parts[0], "signature": parts[2]}).to_string(),
+            is(Malformed),
+        ),
+        ("no signature", format!("{}.{}.", parts[0], parts[1]), is(Signature)),
+        ("a bit of the signature", format!("{}.{}.{flipped}", parts[0], parts[1]), is(Signature)),
+        ("a signature cut short", format!("{}.{}.{}", parts[0], parts[1], &parts[2][..340]), is(Signature)),
+        ("a signature twice", format!("{good}{}", parts[2]), is(Signature)),
+        ("claims of another token", format!("{}.{}.{}", parts[0], of_other[1], parts[2]), is(Signature)),
+        ("zeros for r and s", format!("{p256_signed}.{}", encoded(&[0; 64])), is(Signature)),
+        (
+            "a signature in DER",
+            format!("{p256_signed}.{}", encoded(&[0x30, 6, 2, 1, 1, 2, 1, 1])),
+            is(Signature),
+        ),
+        ("padding", format!("{good}="), is(Malformed)),
+        ("the other alphabet", good.replacen('.', "+.", 1), is(Malformed)),
+        ("another spelling of the same bits", respelled, is(Malformed)),
+        ("a space within", good.replacen('.', " .", 1), is(Malformed)),
+        ("a space behind", format!("{good} "), is(Malformed)),
+        ("a line behind", format!("{good}\n"), is(Malformed)),
+        ("too long", rsa.token(&with(json!({"more": "x".repeat(MAX_BYTES)}))), is(TooLong)),
+        ("a million dots", ".".repeat(1 << 20), is(TooLong)),
+    ]
+}
+
+#[test]
+fn hostile_tokens_are_refused_each_for_its_reason() {
+    let (rsa, p256) = (Signer::rsa("r"), Signer::p256("e"));
+    let keys = keys(&trust_file(&[&rsa, &p256])).unwrap();
+    let cases = [hostile_headers(&rsa, &p256), hostile_claims(&rsa), hostile_texts(&rsa, &p256)].concat();
+    assert!(cases.len() >= 90, "{}", cases.len());
+    for (name, token, finding) in cases {
+        assert_eq!(check(&keys, &token, NOW), finding, "{name}");
+        // Nothing of it was remembered.
+        assert_eq!(check(&keys, &token, NOW), finding, "{name}, again");
+    }
+    assert_eq!(check(&keys, &rsa.token(&claims(NOW)), NOW), Finding::Good, "the key works");
+}
+
+#[test]
+fn a_remembered_token_ends_in_time_and_memory_is_bounded() {
+    let signer = Signer::p256("e");
+    let keys = keys(&trust_file(&[&signer])).unwrap();
+    let token = signer.token(&claims(NOW));
+    assert_eq!(check(&keys, &token, NOW), Finding::Good);
+    assert_eq!(keys.remembered(&token), Some(NOW + 3600 + LEEWAY));
+    assert_eq!(check(&keys, &token, NOW + 3600 + LEEWAY - 1), Finding::Good);
+    assert_eq!(check(&keys, &token, NOW + 3600 + LEEWAY), Finding::Refused(Refusal::Expired));
+    // The ones that end first make room, and are good all the same.
+    let of = |n: u64| signer.token(&with(json!({"exp": NOW + 5000 + n})));
+    let many: Vec<String> = (0..300).map(of).collect();
+    assert!(many.iter().all(|token| check(&keys, token, NOW) == Finding::Good));
+    let remembered = many.iter().filter(|token| keys.remembered(token).is_some()).count();
+    assert_eq!(remembered, 256);
+    assert_eq!(keys.remembered(&token), None);
+    assert_eq!(check(&keys, &token, NOW), Finding::Good);
+}
+
+#[test]
+fn keys_that_cannot_be_used_hide_no_others() {
+    let good = Signer::p256("good");
+    let bad = [
+        json!(null),
+        json!({}),
+        json!({"kid": "a", "kty": "oct", "k": "AAAA"}),
+        json!({"kid": "a", "kty": "OKP", "crv": "Ed25519", "x": encoded(&[1; 32])}),
+        json!({"kid": "a", "kty": "EC", "crv": "P-384", "x": encoded(&[1; 48]), "y": encoded(&[1; 48])}),
+        json!({"kid": "a", "kty": "EC", "crv": "P-256", "x": encoded(&[1; 32])}),
+        json!({"kid": "a", "kty": "EC", "crv": "P-256", "x": encoded(&[1; 31]), "y": encoded(&[1; 32])}),
+        json!({"kid": "a", "kty": "RSA", "n": encoded(&[255; 128]), "e": "AQAB"}),
+        json!({"kid": "a", "kty": "RSA", "n": encoded(&[127; 256]), "e": "AQAB"}),
+        json!({"kid": "a", "kty": "RSA", "n": encoded(&[255; 1025]), "e": "AQAB"}),
+        json!({"kid": "a", "kty": "RSA", "n": encoded(&[255; 256]), "e": "AQ"}),
+        json!({"kid": "a", "kty": "RSA", "n": encoded(&[255; 256]), "e": "AAAA"}),
+        json!({"kid": "a", "kty": "RSA", "n": "not base64!", "e": "AQAB"}),
+        json!({"kid": "a", "kty": "RSA", "n": encoded(&[255; 256]), "e": "AQAB", "use": "enc"}),
+        json!({"kid": "a", "kty": "RSA", "n": encoded(&[255; 256]), "e": "AQAB", "alg": "PS256"}),
+        json!({"kty": "RSA", "n": encoded(&[255; 256]), "e": "AQAB"}),
+    ];
+    for jwk in bad {
+        let mut file = trust_file(&[&good]);
+        file["jwks"]["keys"] = json!([jwk, good.jwk()]);
+        let keys = keys(&file).unwrap_or_else(|error| panic!("{jwk}: {error}"));
+        assert_eq!(keys.len(), 1, "{jwk}");
+        assert_eq!(check(&keys, &good.token(&claims(NOW)), NOW), Finding::Good);
+        file["jwks"]["keys"] = json!([jwk]);
+        assert!(self::keys(&file).unwrap_err().contains("none of `jwks.keys` can be used"), "{jwk}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_used_says_which_field_is_wrong() {
+    let signer = Signer::p256("e");
+    for (field, value, says) in [
+        ("version", json!(2), "`version` is 2"),
+        ("issuer", json!(""), "`issuer` is empty"),
+        ("audience", json!(""), "`audience` is empty"),
+        ("subjects", json!([]), "`subjects` is empty"),
+        ("subjects", json!([SUBJECT, ""]), "`subjects` is empty"),
+        ("subjects", json!(SUBJECT), "invalid type"),
+        ("jwks", json!(null), "invalid type"),
+        ("jwks", json!({"keys": vec![signer.jwk(); 65]}), "more than"),
+    ] {
+        let mut file = trust_file(&[&signer]);
+        file[field] = value;
+        let error = keys(&file).unwrap_err();
+        assert!(error.contains(says), "{field}: {error}");
+    }
+    assert!(Keys::read(b"").is_err() && Keys::read(b"\xff").is_err());
+}
+
+fn trusting(signers: &[&Signer]) -> Trust {
+    let trust = Trust::new(&TrustMetrics::default());
+    trust.replace(Some(keys(&trust_file(signers)).unwrap()));
+    trust
+}
+
+fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in pairs {
+        headers.append(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+    }
+    headers
+}
+
+#[test]
+fn without_a_token_the_other_headers_mean_nothing() {
+    let trust = trusting(&[&Signer::p256("e")]);
+    for pairs in
+        [&[][..], &[(TENANT, "a")], &[(TENANT, "a"), (DEADLINE_MS, "-1"), ("authorization", "Bearer x")]]
+    {
+        assert_eq!(trust.caller_at(&headers(pairs), NOW), Ok(Caller::default()));
+    }
+}
+
+#[test]
+fn tenants_have_salts_of_their_own() {
+    let signer = Signer::p256("e");
+    let trust = trusting(&[&signer]);
+    let bearer = format!("Bearer {}", signer.token(&claims(NOW)));
+    let salt = |trust: &Trust, tenant: &str| {
+        let caller = trust.caller_at(&headers(&[(AUTHORIZATION, &bearer), (TENANT, tenant)]), NOW).unwrap();
+        assert!(caller.trusted);
+        caller.salt.unwrap()
+    };
+    assert_eq!(salt(&trust, "a"), salt(&trust, "a"));
+    assert_ne!(salt(&trust, "a"), salt(&trust, "b"));
+    assert_ne!(salt(&trust, "a"), salt(&trust, "A"));
+    assert_ne!(salt(&trust, "a"), salt(&trusting(&[&signer]), "a"), "another process");
+    let nobody = trust.caller_at(&headers(&[(AUTHORIZATION, &bearer)]), NOW).unwrap();
+    assert_eq!(nobody, Caller { trusted: true, salt: None, deadline: None });
+}
+
+#[test]
+fn headers_that_cannot_be_are_named() {
+    let signer = Signer::p256("e");
+    let trust = trusting(&[&signer]);
+    let bearer = format!("bearer {}", signer.token(&claims(NOW)));
+    let caller = |more: &[(&'static str, &str)]| {
+        trust.caller_at(&headers(&[&[(AUTHORIZATION, bearer.as_str())][..], more].concat()), NOW)
+    };
+    for (text, ms) in [("1", 1), ("250", 250), ("086400000", 86_400_000)] {
+        assert_eq!(caller(&[(DEADLINE_MS, text)]).unwrap().deadline, Some(Duration::from_millis(ms)));
+    }
+    let long = "t".repeat(MAX_TENANT_BYTES + 1);
+    assert!(caller(&[(TENANT, &long[1..])]).unwrap().salt.is_some());
+    let wrong: [(&'static str, Vec<&str>); 2] = [
+        (
+            DEADLINE_MS,
+            vec![
+                "",
+                "0",
+                "-1",
+                "+1",
+                "1.5",
+                "1e3",
+                "ten",
+                "86400001",
+                "99999999999999999999999",
+                "１",
+                "1 2",
+            ],
+        ),
+        (TENANT, vec!["", "a b", "é", "a\tb", &long]),
+    ];
+    for (name, texts) in wrong {
+        for text in texts {
+            let refused = caller(&[(name, text)]);
+            assert!(
+                matches!(&refused, Err(ApiError::GatewayHeader { name: named, .. }) if *named == name),
+                "{text:?}: {refused:?}"
+            );
+        }
+        let twice = caller(&[(name, "1"), (name, "1")]);
+        assert!(
+            matches!(&twice, Err(ApiError::GatewayHeader { what, .. }) if what.contains("more than once")),
+            "{twice:?}"
+        );
+    }
+}
+
+#[test]
+fn a_token_that_cannot_be_read_is_refused_and_one_that_cannot_be_checked_shares_with_nobody() {
+    let (signer, unknown) = (Signer::p256("e"), Signer::p256("f"));
+    let trust = trusting(&[&signer]);
+    let token = signer.token(&claims(NOW));
+    let good = format!("Bearer {token}");
+    for value in ["", "Bearer", "Bearer ", &token, "Basic YTpi", &format!("Bearer  {token}"), "Bearer é"] {
+        let refused = trust.caller_at(&headers(&[(AUTHORIZATION, value), (TENANT, "a")]), NOW);
+        assert_eq!(refused, Err(ApiError::GatewayToken(Refusal::Malformed)), "{value:?}");
+    }
+    let twice = trust.caller_at(&headers(&[(AUTHORIZATION, &good), (AUTHORIZATION, &good)]), NOW);
+    assert_eq!(twice, Err(ApiError::GatewayToken(Refusal::Malformed)));
+
+    let alone = |trust: &Trust, bearer: &str| {
+        let pairs = [(AUTHORIZATION, bearer), (TENANT, "a"), (DEADLINE_MS, "1")];
+        let caller = trust.caller_at(&headers(&pairs), NOW).unwrap();
+        assert_eq!((caller.trusted, caller.deadline), (false, None));
+        caller.salt.unwrap()
+    };
+    let bearer = format!("Bearer {}", unknown.token(&claims(NOW)));
+    assert_ne!(alone(&trust, &bearer), alone(&trust, &bearer));
+    trust.replace(None);
+    assert_ne!(alone(&trust, &good), alone(&trust, &good));
+}
+
+/// As the kubelet does: a new folder, and a link that is swapped in one step.
+fn publish(dir: &Path, version: u32, text: &str) {
+    let folder = dir.join(format!("..{version}"));
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join(TRUST_KEY), text).unwrap();
+    let _ = fs::remove_file(dir.join("..data_tmp"));
+    symlink(folder.file_name().unwrap(), dir.join("..data_tmp")).unwrap();
+    fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
+    if !dir.join(TRUST_KEY).is_symlink() {
+        symlink(Path::new("..data").join(TRUST_KEY), dir.join(TRUST_KEY)).unwrap();
+    }
+}
+
+#[test]
+fn keys_come_change_and_go_with_the_file() {
+    let (old, new) = (Signer::p256("old"), Signer::rsa("new"));
+    let dir = tempfile::TempDir::new().unwrap();
+    let trust = Arc::new(Trust::new(&TrustMetrics::default()));
+    let mut follower = TrustFollower::start(Arc::clone(&trust), dir.path().join(TRUST_KEY));
+    let trusted = |signer: &Signer| {
+        let bearer = format!("Bearer {}", signer.token(&claims(NOW)));
+        trust.caller_at(&headers(&[(AUTHORIZATION, &bearer)]), NOW).map(|caller| caller.trusted)
+    };
+    assert_eq!(trusted(&old), Ok(false), "no file yet");
+    let mut publish = |version, text: &str| {
+        publish(dir.path(), version, text);
+        follower.look();
+    };
+    publish(1, &trust_file(&[&old]).to_string());
+    assert_eq!((trusted(&old), trusted(&new)), (Ok(true), Ok(false)));
+    publish(2, &trust_file(&[&old, &new]).to_string());
+    assert_eq!((trusted(&old), trusted(&new)), (Ok(true), Ok(true)));
+    publish(3, &trust_file(&[&new]).to_string());
+    assert_eq!(
+        (trusted(&old), trusted(&new)),
+        (Ok(false), Ok(true)),
+        "what was remembered went with its key"
+    );
+    for (version, broken) in [(4, "{"), (5, ""), (6, r#"{"version":7}"#)] {
+        publish(version, broken);
+        assert_eq!(trusted(&new), Ok(true), "{broken:?} changes nothing");
+    }
+    publish(7, &" ".repeat(2 << 20));
+    assert_eq!(trusted(&new), Ok(true), "a file too large changes nothing");
+    fs::remove_file(dir.path().join("..data")).unwrap();
+    follower.look();
+    assert_eq!(trusted(&new), Ok(false), "gone");
+}
