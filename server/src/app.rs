@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use candela_engine::KvType;
 use candela_wire::{config::ServerConfig, internal::Startup, openai::RequestLimits};
 use tokio::{sync::Semaphore, time::Instant};
 
@@ -40,6 +41,10 @@ pub struct Limits {
     pub queue_tokens: Option<usize>,
     /// Estimated time that a request may have to wait.
     pub wait: Option<Duration>,
+    /// Tokens whose keys and values are held at most, of all sequences of a model.
+    pub kv_cache_tokens: Option<usize>,
+    /// How keys and values are stored.
+    pub kv_cache_type: KvType,
     /// Tokens of a stream that its client has not read yet; one more ends it.
     pub unread_tokens: usize,
     /// Between keep-alive comments on a silent stream.
@@ -69,6 +74,8 @@ impl Default for Limits {
             queue: 64,
             queue_tokens: None,
             wait: None,
+            kv_cache_tokens: None,
+            kv_cache_type: KvType::F16,
             unread_tokens: 1024,
             keep_alive: Duration::from_secs(15),
             request: Duration::from_secs(600),

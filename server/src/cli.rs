@@ -8,12 +8,13 @@ use std::{
     time::Duration,
 };
 
+use candela_engine::KvType;
 use candela_wire::{
     config::{MODELS_DIR, SERVER_CONFIG_PATH},
     termination::{ExitReason, TERMINATION_LOG_PATH},
     trust::TRUST_PATH,
 };
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{SignalKind, signal},
@@ -90,6 +91,13 @@ struct ServeArgs {
     /// Requests that would have to wait longer, as estimated from the speed so far, are answered 429.
     #[arg(long, value_parser = positive, value_name = "SECONDS")]
     max_wait_seconds: Option<usize>,
+    /// How keys and values are stored. `int8` halves their memory and changes answers a little; `f32` doubles it.
+    #[arg(long, value_enum, default_value = "f16", value_name = "TYPE")]
+    kv_cache_type: KvCacheType,
+    /// Tokens whose keys and values are held at most, of all requests of a model together; absent = every sequence at
+    /// its full context, or what the memory limit leaves. A request that needs more waits for others to end.
+    #[arg(long, value_parser = positive, value_name = "TOKENS")]
+    kv_cache_tokens: Option<usize>,
     /// Open client connections.
     #[arg(long, default_value_t = Limits::default().connections, value_parser = positive)]
     max_connections: usize,
@@ -102,6 +110,13 @@ struct ServeArgs {
     /// Seconds that a step of the engine may take before `/livez` fails.
     #[arg(long, default_value_t = Limits::default().heartbeat.as_secs())]
     heartbeat_seconds: u64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum KvCacheType {
+    F32,
+    F16,
+    Int8,
 }
 
 #[derive(Args)]
@@ -161,6 +176,12 @@ fn run_serve(args: ServeArgs, began: Instant) -> Result<(), Fatal> {
         queue: args.max_queue,
         queue_tokens: args.max_queue_tokens,
         wait: args.max_wait_seconds.map(|seconds| Duration::from_secs(seconds as u64)),
+        kv_cache_tokens: args.kv_cache_tokens,
+        kv_cache_type: match args.kv_cache_type {
+            KvCacheType::F32 => KvType::F32,
+            KvCacheType::F16 => KvType::F16,
+            KvCacheType::Int8 => KvType::Int8,
+        },
         connections: args.max_connections,
         body_bytes: args.max_body_bytes,
         drain_window: Duration::from_secs(args.drain_window_seconds),

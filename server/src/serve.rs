@@ -125,9 +125,13 @@ fn check_config(config: &ServerConfig) -> Result<(), String> {
             return Err("`sha256` must be 64 lower-case hex digits".to_owned());
         }
     }
-    let Batching { max_batch_tokens, max_sequences, max_queue } = config.batching;
-    let fields =
-        [("maxBatchTokens", max_batch_tokens), ("maxSequences", max_sequences), ("maxQueue", max_queue)];
+    let Batching { max_batch_tokens, max_sequences, max_queue, max_wait_ms } = config.batching;
+    let fields = [
+        ("maxBatchTokens", max_batch_tokens.map(u64::from)),
+        ("maxSequences", max_sequences.map(u64::from)),
+        ("maxQueue", max_queue.map(u64::from)),
+        ("maxWaitMs", max_wait_ms),
+    ];
     match fields.into_iter().find(|(_, value)| *value == Some(0)) {
         Some((field, _)) => Err(format!("`batching.{field}` must be a number above 0")),
         None => Ok(()),
@@ -169,10 +173,11 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
     let Options { config, listen, internal_listen, models_dir, trust: trust_file, mut limits, began, .. } =
         options;
     // What one resource asks for goes before what the operator's configuration says for all.
-    let Batching { max_batch_tokens, max_sequences, max_queue } = config.batching;
+    let Batching { max_batch_tokens, max_sequences, max_queue, max_wait_ms } = config.batching;
     let number = |wanted: Option<u32>| wanted.map(|number| usize::try_from(number).unwrap_or(usize::MAX));
     limits.sequences = number(max_sequences).unwrap_or(limits.sequences);
     limits.queue = number(max_queue).unwrap_or(limits.queue);
+    limits.wait = max_wait_ms.map(Duration::from_millis).or(limits.wait);
     let resources = Resources::of_this_process();
     let threads = resources.threads().get();
     info!(cpus = ?resources.cpus, memory_bytes = ?resources.memory_bytes, threads, "limits of this container");
@@ -184,6 +189,8 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
         // Whatever runs computes a token in each step.
         step_tokens: number(max_batch_tokens)
             .unwrap_or_else(|| EngineConfig::default().step_tokens.max(limits.sequences)),
+        kv_cache_tokens: limits.kv_cache_tokens,
+        kv_type: limits.kv_cache_type,
         // A tenth is left for requests, buffers and the allocator's slack.
         memory_limit_bytes: resources.memory_bytes.map(|bytes| bytes / 10 * 9),
         ..EngineConfig::default()

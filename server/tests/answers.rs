@@ -69,6 +69,33 @@ async fn completions_take_text_and_tokens_and_report_logprobs() {
     assert_eq!(text, answers[0].choices[0].text);
 }
 
+/// Text that repeats itself is guessed right, and no guess shows in the text.
+#[tokio::test]
+async fn guessed_tokens_change_no_answer_and_are_accounted_for() {
+    let server = Server::of(&TinyModel::default()).await;
+    let ask = async |more: Value| -> Completion {
+        let mut body = json!({"model": NAME, "prompt": "abcabcabcabc", "max_tokens": 60, "temperature": 0,
+            "logit_bias": {END_OF_TEXT.to_string(): -100}});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let response = server.post("/v1/completions", &body).await;
+        assert_eq!(response.status(), 200);
+        response.json().await.unwrap()
+    };
+    let plain = ask(json!({})).await;
+    assert_eq!(plain.usage.unwrap().completion_tokens_details, None);
+    for ngram in [1, 2] {
+        let wish = json!({"speculation": {"type": "prompt_lookup", "ngram": ngram, "max_draft": 5}});
+        let guessed = ask(wish).await;
+        assert_eq!(guessed.choices[0].text, plain.choices[0].text);
+        let usage = guessed.usage.unwrap();
+        assert_eq!(usage.completion_tokens, 60);
+        let drafts = usage.completion_tokens_details.expect("it was asked for");
+        // A tiny model repeats itself before long.
+        assert!(drafts.accepted_prediction_tokens > 0, "{drafts:?}");
+        assert!(drafts.accepted_prediction_tokens < 60, "{drafts:?}");
+    }
+}
+
 #[tokio::test]
 async fn models_are_listed_and_unknown_ones_refused_with_those_that_exist() {
     let server = Server::of(&TinyModel::default()).await;

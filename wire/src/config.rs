@@ -159,6 +159,9 @@ pub struct Batching {
     /// Requests that may wait; one more is answered 429.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_queue: Option<u32>,
+    /// Longest that a request may have to wait, as estimated; one that would wait longer is answered 429.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_wait_ms: Option<u64>,
 }
 
 impl Batching {

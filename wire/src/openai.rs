@@ -14,11 +14,13 @@ pub use error::{ErrorBody, ErrorDetail, ErrorKind};
 pub use fields::InvalidField;
 pub use format::{Format, FormatKind};
 pub use message::{Message, PastCall, PastFunction};
-pub use request::{ChatRequest, CompletionRequest, Delivery, Logprobs, Prompt, RequestLimits, Sampling};
+pub use request::{
+    ChatRequest, CompletionRequest, Delivery, Logprobs, Prompt, RequestLimits, Sampling, Speculation,
+};
 pub use response::{
     CalledFunction, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatLogprobs,
-    ChatMessage, Completion, CompletionChoice, CompletionLogprobs, FinishReason, Model, ModelList, Timings,
-    TokenLogprob, ToolCall, ToolCallDelta, TopLogprob, Usage,
+    ChatMessage, Completion, CompletionChoice, CompletionLogprobs, CompletionTokensDetails, FinishReason,
+    Model, ModelList, Timings, TokenLogprob, ToolCall, ToolCallDelta, TopLogprob, Usage,
 };
 pub use responses::ResponsesRequest;
 pub use tools::{Function, ToolChoice, Tools};

@@ -3,6 +3,8 @@
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::Duration;
+
 /// How many requests each replica works on at a time, per model.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -26,4 +28,9 @@ pub struct Batching {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self >= 1 && self <= 65536").message("batching.maxQueue must be from 1 to 65536"))]
     pub max_queue: Option<i32>,
+    /// Longest that a request may have to wait, as the server estimates it from what waits before it and from its speed
+    /// so far; one that would wait longer is answered 429 with `Retry-After` at once. Absent = any time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self >= duration('100ms') && self <= duration('24h')").message("batching.maxWait must be from 100ms to 24h"))]
+    pub max_wait: Option<Duration>,
 }

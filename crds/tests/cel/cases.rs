@@ -77,6 +77,7 @@ pub(crate) fn cases() -> Vec<Case> {
             "{batching: {maxSequences: 1025}}",
         ),
         case("batching.maxQueue must be from", "{batching: {maxQueue: 1}}", "{batching: {maxQueue: 0}}"),
+        case("batching.maxWait must be from", "{batching: {maxWait: 100ms}}", "{batching: {maxWait: 99ms}}"),
         case(
             "additionalModels are loaded by Candela's own server only",
             "{additionalModels: [{uri: 'hf://a/b', servedName: b}]}",

@@ -168,6 +168,10 @@ pub enum FinishReason {
 pub struct Usage {
     pub prompt_tokens: u32,
     pub completion_tokens: u32,
+    /// Guessed tokens that were what the model says. They are among `completion_tokens`.
+    pub accepted_draft_tokens: u32,
+    /// Guessed tokens that were computed in vain.
+    pub rejected_draft_tokens: u32,
 }
 
 /// Where the time went.

@@ -39,6 +39,8 @@ pub(crate) struct Sequence {
     over: bool,
     /// An end-of-text token is not part of the output, but it was generated.
     n_generated: usize,
+    n_accepted: u32,
+    n_rejected: u32,
     /// Chosen in this step and not yet delivered; then what went wrong.
     chosen: Vec<Chosen>,
     failed: Option<String>,
@@ -82,6 +84,8 @@ impl Sequence {
             first_token: None,
             over: false,
             n_generated: 0,
+            n_accepted: 0,
+            n_rejected: 0,
             chosen: Vec::new(),
             failed: None,
         };
@@ -119,6 +123,13 @@ impl Sequence {
     /// and one more. Neither sends nor counts, so it may run beside other sequences.
     pub(crate) fn choose(&mut self, logits: &mut [f32], vocabulary: usize, draft: &[u32], text: &Text) {
         self.chosen.clear();
+        self.choose_all(logits, vocabulary, draft, text);
+        let n_accepted = self.chosen.len().saturating_sub(1);
+        self.n_accepted += n_accepted as u32;
+        self.n_rejected += (draft.len() - n_accepted) as u32;
+    }
+
+    fn choose_all(&mut self, logits: &mut [f32], vocabulary: usize, draft: &[u32], text: &Text) {
         for (i, row) in logits.chunks_exact_mut(vocabulary).enumerate() {
             match self.choose_one(row, text) {
                 Ok(chosen) => {
@@ -220,7 +231,12 @@ impl Sequence {
             reason,
             text,
             stop_string,
-            usage: Usage { prompt_tokens: self.n_prompt as u32, completion_tokens: self.n_generated as u32 },
+            usage: Usage {
+                prompt_tokens: self.n_prompt as u32,
+                completion_tokens: self.n_generated as u32,
+                accepted_draft_tokens: self.n_accepted,
+                rejected_draft_tokens: self.n_rejected,
+            },
             timings: Timings {
                 queue: self.started - self.submitted,
                 prefill: prefilled - self.started,
@@ -243,7 +259,7 @@ pub(crate) fn refuse(mut pending: Pending, reason: FinishReason) {
         reason,
         text: String::new(),
         stop_string: None,
-        usage: Usage { prompt_tokens: pending.request.prompt_tokens.len() as u32, completion_tokens: 0 },
+        usage: Usage { prompt_tokens: pending.request.prompt_tokens.len() as u32, ..Usage::default() },
         timings: Timings { queue: pending.submitted.elapsed(), ..Timings::default() },
     };
     // Nothing follows that a `Break` could prevent.

@@ -3,7 +3,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use candela_engine::{Finished, GenerateRequest};
-use candela_wire::openai::{Timings, Usage};
+use candela_wire::openai::{CompletionTokensDetails, Timings, Usage};
 use futures::future::select_all;
 use tokio::time::{Instant, timeout};
 
@@ -44,7 +44,9 @@ impl Choices {
         };
         let live = (0..n).map(one).collect::<Result<Vec<_>, ApiError>>()?;
         let prompt = request.prompt_tokens.len() as u64;
-        Ok(Self { live, tally: Tally { prompt, of: vec![0; n as usize], timings: Timings::default() } })
+        let drafts = request.speculation.map(|_| CompletionTokensDetails::default());
+        let tally = Tally { prompt, of: vec![0; n as usize], drafts, timings: Timings::default() };
+        Ok(Self { live, tally })
     }
 
     /// What happens next; `None` once all have ended.
@@ -75,7 +77,9 @@ impl Choices {
     /// Of all answers, once they have ended.
     pub(crate) fn usage(&self) -> Usage {
         let completion = self.tally.of.iter().sum();
-        Usage { timings: Some(self.tally.timings), ..self.tally.usage(completion) }
+        let completion_tokens_details = self.tally.drafts;
+        let timings = Some(self.tally.timings);
+        Usage { completion_tokens_details, timings, ..self.tally.usage(completion) }
     }
 
     /// Of one answer so far.
@@ -88,6 +92,7 @@ struct Tally {
     prompt: u64,
     /// Tokens of each answer.
     of: Vec<u64>,
+    drafts: Option<CompletionTokensDetails>,
     timings: Timings,
 }
 
@@ -95,6 +100,10 @@ impl Tally {
     fn finished(&mut self, index: u32, finished: &Finished) {
         // With the token that ended it, which has no text.
         self.of[index as usize] = finished.usage.completion_tokens.into();
+        if let Some(drafts) = &mut self.drafts {
+            drafts.accepted_prediction_tokens += u64::from(finished.usage.accepted_draft_tokens);
+            drafts.rejected_prediction_tokens += u64::from(finished.usage.rejected_draft_tokens);
+        }
         let longer = |so_far: &mut f64, phase: Duration| {
             let micros = phase.as_micros().min(u128::from(u32::MAX)) as f64;
             *so_far = so_far.max(micros / 1000.0);
@@ -108,6 +117,6 @@ impl Tally {
     fn usage(&self, completion_tokens: u64) -> Usage {
         let prompt_tokens = self.prompt;
         let total_tokens = prompt_tokens + completion_tokens;
-        Usage { prompt_tokens, completion_tokens, total_tokens, timings: None }
+        Usage { prompt_tokens, completion_tokens, total_tokens, ..Usage::default() }
     }
 }

@@ -4,7 +4,9 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::extract::Request;
-use candela_engine::{Constraint, ConstraintError, Engine, GenerateRequest, Grammar, SamplingParams};
+use candela_engine::{
+    Constraint, ConstraintError, Engine, GenerateRequest, Grammar, SamplingParams, Speculation,
+};
 use candela_wire::openai::{Delivery, Format, FormatKind, InvalidField, Logprobs, Sampling};
 use tokio::time::Instant;
 
@@ -169,6 +171,9 @@ pub(crate) fn generate_request(
         ignore_eos: wishes.ignore_eos,
         min_tokens: wishes.min_tokens,
         constraint: None,
+        speculation: wishes
+            .speculation
+            .map(|wish| Speculation { ngram: wish.ngram, max_draft: wish.max_draft }),
         ..GenerateRequest::default()
     })
 }

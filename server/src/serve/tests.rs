@@ -3,7 +3,7 @@
 use std::{ops::ControlFlow, sync::mpsc};
 
 use axum::body::Body;
-use candela_engine::{GenerateRequest, Sink};
+use candela_engine::{GenerateRequest, KvType, Sink};
 use http::Request;
 use tower::ServiceExt;
 
@@ -91,11 +91,17 @@ async fn what_the_configuration_says_of_batching_reaches_the_engine() {
     asked.max_batch_tokens = Some(256);
     asked.max_sequences = Some(3);
     asked.max_queue = Some(5);
+    asked.max_wait_ms = Some(1500);
     let said = started(|options| {
         options.limits.queue = 7;
+        options.limits.wait = Some(Duration::from_secs(9));
+        options.limits.kv_cache_type = KvType::Int8;
+        options.limits.kv_cache_tokens = Some(4096);
         options.config.batching = asked;
     })
     .await;
+    assert_eq!(said.engine.max_wait, Some(Duration::from_millis(1500)));
+    assert_eq!((said.engine.kv_type, said.engine.kv_cache_tokens), (KvType::Int8, Some(4096)));
     assert_eq!(
         (said.engine.max_sequences, said.engine.max_queue, said.engine.step_tokens),
         (3, 5, 256),
@@ -125,6 +131,7 @@ fn configurations_that_cannot_be_meant_are_refused_by_name() {
         (serde_json::json!({"models": [model("")]}), "`servedName`"),
         (serde_json::json!({"batching": {"maxQueue": 0}}), "`batching.maxQueue`"),
         (serde_json::json!({"batching": {"maxQueue": -1}}), "cannot use"),
+        (serde_json::json!({"batching": {"maxWaitMs": 0}}), "`batching.maxWaitMs`"),
         (serde_json::json!({"batching": {"maxWait": 1}}), "maxWait"),
     ] {
         let found = refused(patch.clone());

@@ -99,6 +99,17 @@ pub struct Sampling {
     pub min_tokens: u32,
     /// The model does not end the answer at all.
     pub ignore_eos: bool,
+    /// Ours: guess tokens ahead, which changes the speed and not the answer.
+    pub speculation: Option<Speculation>,
+}
+
+/// Guessing by prompt lookup: that what followed the last tokens earlier follows them again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Speculation {
+    /// Tokens that must have occurred before.
+    pub ngram: u32,
+    /// Tokens to guess at most.
+    pub max_draft: u32,
 }
 
 impl ChatRequest {
@@ -189,6 +200,7 @@ pub(crate) fn sampling(
     Ok(Sampling {
         min_tokens: min_tokens as u32,
         ignore_eos,
+        speculation: speculation(fields)?,
         // 1 would leave the likeliest token alone, by way of a division that may leave none.
         min_p: fields.number("min_p", 0.0, 0.999)?,
         max_tokens: max_tokens.map(|n| n as u32),
@@ -202,6 +214,20 @@ pub(crate) fn sampling(
         stop: stop(fields.take("stop"), limits)?,
         logit_bias: logit_bias(fields.take("logit_bias"))?,
     })
+}
+
+fn speculation(fields: &mut Fields) -> Result<Option<Speculation>, InvalidField> {
+    let Some(value) = fields.take("speculation") else { return Ok(None) };
+    let mut own = Fields::of("speculation", value)?;
+    let path = own.path("type");
+    let kind = own.required_string("type")?;
+    if kind != "prompt_lookup" {
+        return Err(InvalidField::value(&path, format!("`{path}` must be `prompt_lookup`, but is `{kind}`")));
+    }
+    let ngram = own.integer("ngram", 1, 16)?.unwrap_or(3) as u32;
+    let max_draft = own.integer("max_draft", 1, 32)?.unwrap_or(8) as u32;
+    own.finish()?;
+    Ok(Some(Speculation { ngram, max_draft }))
 }
 
 fn stop(value: Option<Value>, limits: &RequestLimits) -> Result<Vec<String>, InvalidField> {

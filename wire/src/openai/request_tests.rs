@@ -21,7 +21,7 @@ fn a_full_chat_request_is_read() {
            "presence_penalty": 1, "frequency_penalty": -1, "stop": ["a", "b"], "logprobs": true, "top_logprobs": 2,
            "stream": true, "stream_options": {"include_usage": true, "continuous_usage_stats": true}, "n": 3,
            "tools": [], "user": "u", "response_format": {"type": "text"}, "logit_bias": {"7": -100}, "min_p": 0.1,
-           "min_tokens": 2, "ignore_eos": true"#,
+           "min_tokens": 2, "ignore_eos": true, "speculation": {"type": "prompt_lookup", "max_draft": 4}"#,
     )
     .expect("all of it is supported");
     let sampling = Sampling {
@@ -38,6 +38,7 @@ fn a_full_chat_request_is_read() {
         min_p: Some(0.1),
         min_tokens: 2,
         ignore_eos: true,
+        speculation: Some(Speculation { ngram: 3, max_draft: 4 }),
     };
     let expected = ChatRequest {
         model: "m".to_owned(),
@@ -82,6 +83,9 @@ fn what_would_be_ignored_is_refused_by_name() {
         (r#", "structured_outputs": {"gbnf": "a"}"#, "structured_outputs.gbnf", "unknown_parameter"),
         (r#", "min_tokens": 5, "max_tokens": 4"#, "min_tokens", "invalid_value"),
         (r#", "min_p": 1"#, "min_p", "invalid_value"),
+        (r#", "speculation": {}"#, "speculation.type", "missing_required_parameter"),
+        (r#", "speculation": {"type": "eagle"}"#, "speculation.type", "invalid_value"),
+        (r#", "speculation": {"type": "prompt_lookup", "ngram": 17}"#, "speculation.ngram", "invalid_value"),
         (r#", "logit_bias": {"a": 2}"#, "logit_bias", "invalid_value"),
         (r#", "logit_bias": {"1": 101}"#, "logit_bias.1", "invalid_value"),
         (r#", "store": true"#, "store", "unsupported_parameter"),

@@ -19,9 +19,21 @@ pub struct Usage {
     /// Of all answers.
     pub completion_tokens: u64,
     pub total_tokens: u64,
+    /// Where the request asked for `speculation`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_tokens_details: Option<CompletionTokensDetails>,
     /// Ours: where the time went. Absent while an answer is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timings: Option<Timings>,
+}
+
+/// What came of guessed tokens, of all answers that have ended; names as OpenAI's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CompletionTokensDetails {
+    /// Among `completion_tokens`.
+    pub accepted_prediction_tokens: u64,
+    /// Computed in vain, and in no other figure.
+    pub rejected_prediction_tokens: u64,
 }
 
 /// Milliseconds, of the answer that took longest in each phase.

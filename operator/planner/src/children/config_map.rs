@@ -92,6 +92,7 @@ fn batching(spec: &LlmDeploymentSpec) -> Batching {
         max_batch_tokens: wanted.max_batch_tokens.map(i32::unsigned_abs),
         max_sequences: wanted.max_sequences.map(i32::unsigned_abs),
         max_queue: wanted.max_queue.map(i32::unsigned_abs),
+        max_wait_ms: wanted.max_wait.as_ref().map(Duration::as_millis),
     }
 }
 

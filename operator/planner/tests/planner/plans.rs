@@ -214,8 +214,8 @@ fn batching_reaches_the_server_as_it_is_written() {
     assert_eq!(batching("{}"), json!({}));
     assert_eq!(batching("{batching: {}}"), json!({}));
     assert_eq!(
-        batching("{batching: {maxBatchTokens: 256, maxSequences: 4, maxQueue: 32}}"),
-        json!({"maxBatchTokens": 256, "maxSequences": 4, "maxQueue": 32})
+        batching("{batching: {maxBatchTokens: 256, maxSequences: 4, maxQueue: 32, maxWait: 1m30s}}"),
+        json!({"maxBatchTokens": 256, "maxSequences": 4, "maxQueue": 32, "maxWaitMs": 90000})
     );
     // A resource that says nothing new keeps its configuration, hence its pods.
     assert_eq!(planned("{}", OwnedKind::Deployment), planned("{batching: {}}", OwnedKind::Deployment));

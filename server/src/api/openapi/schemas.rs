@@ -55,6 +55,14 @@ pub(super) fn schemas() -> Value {
             "description": "Neither the model nor a stop string ends the answer before; a form that it is held to may"
         },
         "ignore_eos": { "type": ["boolean", "null"], "description": "The model does not end the answer (for load tests)" },
+        "speculation": {
+            "type": ["object", "null"], "required": ["type"], "properties": {
+                "type": { "const": "prompt_lookup" },
+                "ngram": { "type": ["integer", "null"], "minimum": 1, "maximum": 16, "default": 3 },
+                "max_draft": { "type": ["integer", "null"], "minimum": 1, "maximum": 32, "default": 8 }
+            },
+            "description": "Guess up to `max_draft` tokens: those that followed the last `ngram` ones before. Same answer, other speed"
+        },
         "structured_outputs": {
             "type": ["object", "null"], "minProperties": 1, "maxProperties": 1, "properties": {
                 "json": { "description": "A JSON schema, or its text" }, "json_object": { "const": true },
@@ -171,7 +179,10 @@ pub(super) fn schemas() -> Value {
         json!({ "queue_ms": ms, "prefill_ms": ms, "decode_ms": ms }),
     );
     let usage_fields = json!({
-        "prompt_tokens": count, "completion_tokens": count, "total_tokens": count, "timings": timings
+        "prompt_tokens": count, "completion_tokens": count, "total_tokens": count, "timings": timings,
+        "completion_tokens_details": object(&["accepted_prediction_tokens", "rejected_prediction_tokens"], json!({
+            "accepted_prediction_tokens": count, "rejected_prediction_tokens": count
+        }))
     });
     let usage = object(&["prompt_tokens", "completion_tokens", "total_tokens"], usage_fields);
     let whole = |choice: Value| {
@@ -234,6 +245,7 @@ pub(super) fn schemas() -> Value {
         "stop",
         "min_tokens",
         "ignore_eos",
+        "speculation",
         "stream",
     ]);
     let generate = json!({
