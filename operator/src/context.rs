@@ -6,7 +6,7 @@ use std::{
 };
 
 use candela_crds::Quantity;
-use candela_planner::{NodeFacts, OwnedKind, Settings};
+use candela_planner::{ClusterKeys, NodeFacts, OwnedKind, Settings};
 use candela_wire::internal::ProcessStatus;
 use k8s_openapi::api::{
     apps::v1::ReplicaSet,
@@ -49,6 +49,8 @@ pub struct Context {
     pub processes: Processes,
     pub foreign: Foreign,
     pub brake: Brake,
+    /// The last ones that could be read.
+    pub cluster_keys: RwLock<Option<ClusterKeys>>,
 }
 
 impl Context {
@@ -76,6 +78,7 @@ impl Context {
             processes: Processes::default(),
             foreign: Foreign::default(),
             brake: Brake::default(),
+            cluster_keys: RwLock::default(),
         })
     }
 

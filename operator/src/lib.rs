@@ -9,6 +9,7 @@ pub mod apply;
 pub mod backoff;
 pub mod cache;
 pub mod client;
+mod cluster_keys;
 pub mod config;
 pub mod context;
 pub mod error;

@@ -51,6 +51,7 @@ pub struct Metrics {
     pub writes: Family<WriteLabels, Counter>,
     pub events_failed: Counter,
     pub pulls: Family<OutcomeLabels, Counter>,
+    pub key_reads: Family<OutcomeLabels, Counter>,
     pub watch_errors: Family<KindLabels, Counter>,
     pub cached_objects: Family<KindLabels, Gauge>,
     pub queue_depth: Gauge,
@@ -70,6 +71,7 @@ impl Metrics {
             writes: Family::default(),
             events_failed: Counter::default(),
             pulls: Family::default(),
+            key_reads: Family::default(),
             watch_errors: Family::default(),
             cached_objects: Family::default(),
             queue_depth: Gauge::default(),
@@ -104,6 +106,11 @@ impl Metrics {
             "status_pulls",
             "Pulls of a pod's internal status by outcome",
             metrics.pulls.clone(),
+        );
+        registry.register(
+            "key_reads",
+            "Reads of the keys of the cluster's tokens by outcome",
+            metrics.key_reads.clone(),
         );
         registry.register("watch_errors", "Errors of a watch by kind", metrics.watch_errors.clone());
         registry.register("cached_objects", "Objects in a cache by kind", metrics.cached_objects.clone());

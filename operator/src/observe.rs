@@ -92,7 +92,8 @@ pub fn observe(ctx: &Context, key: &Key, resource: &LlmDeployment) -> Observed {
         .iter()
         .filter_map(|claim| claim.meta().name.clone())
         .collect();
-    Observed { children, pods, replica_sets, nodes, secrets, claims, processes }
+    let cluster_keys = ctx.cluster_keys.read().clone();
+    Observed { children, pods, replica_sets, nodes, secrets, claims, processes, cluster_keys }
 }
 
 /// Looks again at the foreign objects in this resource's way whose last look is old.

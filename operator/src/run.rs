@@ -17,6 +17,7 @@ use crate::{
     backoff::Retry,
     cache::Key,
     client::{CallPolicy, Limiter, is_fenced, with_policy},
+    cluster_keys,
     config::OperatorConfig,
     context::Context,
     error::{Chain, Error},
@@ -193,8 +194,9 @@ async fn lead(
     let mut workers = JoinSet::new();
     let begin = async {
         permit.granted().await;
-        // An empty cache looks like "everything is gone".
-        ctx.caches.wait_until_synced().await;
+        // An empty cache looks like "everything is gone". The keys are not waited for longer than one call takes: a
+        // first pass without them only means a second one.
+        tokio::join!(ctx.caches.wait_until_synced(), cluster_keys::look(&ctx));
     };
     tokio::select! {
         () = begin => {}
@@ -207,6 +209,8 @@ async fn lead(
     for _ in 0..config.concurrency.passes {
         workers.spawn(work(Arc::clone(&ctx), stop.clone()));
     }
+    let mut keys = JoinSet::new();
+    keys.spawn(cluster_keys::follow(Arc::clone(&ctx)));
     let mut pullers = JoinSet::new();
     for _ in 0..config.concurrency.status_pulls {
         pullers.spawn(pull::worker(Arc::clone(&ctx)));
@@ -218,6 +222,9 @@ async fn lead(
                 Some(Err(panic)) => return panic.to_string(),
                 None => return WORKERS.to_owned(),
             },
+            Some(ended) = keys.join_next() => {
+                return ended.err().map_or_else(|| "cluster keys".to_owned(), |panic| panic.to_string());
+            }
             Some(ended) = pullers.join_next() => {
                 return ended.err().map_or_else(|| "status pull".to_owned(), |panic| panic.to_string());
             }

@@ -296,7 +296,7 @@ fn wake_for_pod(ctx: &Context, change: &Change<Pod>, priority: Priority) {
     }
 }
 
-fn wake_all(ctx: &Context) {
+pub(crate) fn wake_all(ctx: &Context) {
     for resource in ctx.caches.resources.all() {
         ctx.queue.add(Key::of(&resource.meta), Priority::Sweep);
     }

@@ -25,7 +25,7 @@ pub mod rbac;
 pub use children::{desired, server_config};
 pub use differ::owned_fields_differ;
 pub use models::{ResolvedModel, Source};
-pub use observed::{NodeFacts, Observed, SecretFacts, is_ours};
+pub use observed::{ClusterKeys, NodeFacts, Observed, SecretFacts, is_ours};
 pub use owned::{OwnedKind, Presence};
 pub use plan::{ApplyFailure, Blocked, Child, Plan, PlanOutcome, Stamp, Waiting};
 pub use resolve::{Resolved, resolve};

@@ -28,6 +28,17 @@ pub struct Observed {
     pub claims: BTreeSet<String>,
     /// Latest answer of `/internal/v1/status`, by pod name.
     pub processes: BTreeMap<String, ProcessStatus>,
+    /// `None` = not known yet: then nothing is published, and what was stays.
+    pub cluster_keys: Option<ClusterKeys>,
+}
+
+/// With what the cluster's ServiceAccount tokens are checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClusterKeys {
+    /// `iss` of the tokens.
+    pub issuer: String,
+    /// Public JWKs, in an order that does not change by itself.
+    pub keys: Vec<Value>,
 }
 
 /// A node, as far as placement is concerned.

@@ -50,6 +50,11 @@ fn operator_role() -> Value {
         rule("", "secrets", &cache),
         rule("", "persistentvolumeclaims", &cache),
         rule("events.k8s.io", "events", &["create", "patch"]),
+        // How the cluster's own tokens are checked, for the servers: they have no rights of their own.
+        json!({
+            "nonResourceURLs": ["/.well-known/openid-configuration", "/openid/v1/jwks"],
+            "verbs": ["get"],
+        }),
     ]);
     cluster_role(OPERATOR, json!({}), rules)
 }

@@ -96,7 +96,7 @@ pub fn parse(uri: &http::Uri) -> Route {
     let (group, version, rest) = match words.as_slice() {
         ["api", version, rest @ ..] if !rest.is_empty() => ("", *version, rest),
         ["apis", group, version, rest @ ..] if !rest.is_empty() => (*group, *version, rest),
-        ["api" | "apis" | "version" | "livez" | "readyz" | "healthz", ..] => {
+        ["api" | "apis" | "version" | "livez" | "readyz" | "healthz" | ".well-known" | "openid", ..] => {
             return Route::Discovery(uri.path().to_owned());
         }
         _ => return Route::Missing,

@@ -39,7 +39,12 @@ pub(super) struct Inner {
     pub store: Store,
     pub faults: Faults,
     pub log: Vec<Record>,
+    token_keys: Option<Value>,
+    token_reads: usize,
 }
+
+/// `iss` of the cluster's tokens.
+pub const TOKEN_ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
 /// An API server in memory. Clones are handles to the same one.
 #[derive(Clone, Debug)]
@@ -53,6 +58,9 @@ impl FakeCluster {
     pub fn new(crd: Value) -> Self {
         let mut inner = Inner::default();
         inner.store.crd = crd;
+        inner.token_keys = Some(
+            json!([{"kid": "first", "kty": "RSA", "alg": "RS256", "use": "sig", "n": "AQ", "e": "AQAB"}]),
+        );
         let cluster = Self { inner: Arc::new(Mutex::new(inner)), tick: Arc::new(watch::Sender::new(0)) };
         cluster.must("POST", "/api/v1/namespaces", &json!({"metadata": {"name": "default"}}));
         cluster
@@ -244,10 +252,35 @@ impl FakeCluster {
         }
     }
 
+    /// What `/openid/v1/jwks` answers from now on; `None` = it is unavailable.
+    pub fn set_token_keys(&self, keys: Option<Value>) {
+        self.lock().token_keys = keys;
+    }
+
+    fn discover(&self, path: &str) -> Answer {
+        let mut inner = self.lock();
+        match path {
+            "/.well-known/openid-configuration" | "/openid/v1/jwks" => inner.token_reads += 1,
+            _ => return Answer::of(discovery::answer(path)),
+        }
+        match (&inner.token_keys, path) {
+            (None, _) => Answer::error(&ApiError::injected(503)),
+            (Some(keys), "/openid/v1/jwks") => Answer::Json(200, json!({"keys": keys})),
+            (Some(_), _) => {
+                Answer::Json(200, json!({"issuer": TOKEN_ISSUER, "jwks_uri": "https://outside.example/"}))
+            }
+        }
+    }
+
+    /// How often anybody asked how tokens are checked.
+    pub fn token_reads(&self) -> usize {
+        self.lock().token_reads
+    }
+
     pub(super) fn handle(&self, client: &str, request: &Request<Bytes>) -> Answer {
         let target = match route::parse(request.uri()) {
             Route::Resource(target) => target,
-            Route::Discovery(path) => return Answer::of(discovery::answer(&path)),
+            Route::Discovery(path) => return self.discover(&path),
             Route::Missing => return Answer::error(&ApiError::injected(404)),
         };
         let verb = target.verb(request.method());

@@ -194,11 +194,14 @@ pub fn llm(name: &str, replicas: u32) -> Value {
             "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}}})
 }
 
+/// Name of the ConfigMap with the keys for the resource `a`.
+pub const TRUST: &str = "a-server-trust";
+
 /// Name of the ConfigMap that the resource `a` has now: it ends in a hash.
 pub fn config_of(cluster: &FakeCluster) -> String {
     let named = |object: &Value| object["metadata"]["name"].as_str().map(str::to_owned);
     let mut names: Vec<_> = cluster.all("ConfigMap").iter().filter_map(named).collect();
-    names.retain(|name| name.starts_with("a-"));
+    names.retain(|name| name.starts_with("a-") && name != TRUST);
     assert_eq!(names.len(), 1, "one configuration when settled: {names:?}");
     names.remove(0)
 }

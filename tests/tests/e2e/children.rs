@@ -35,9 +35,10 @@ async fn children_changed_or_deleted_by_hand_come_back() -> Result<()> {
     // Its name may follow from its content.
     let config_maps = story.watch("v1", "ConfigMap", "configmaps");
     deleted_comes_back(&story, &config_maps, "ConfigMap", |seen| {
-        seen.object["metadata"]["ownerReferences"][0]["name"] == "chat"
+        seen.object["metadata"]["ownerReferences"][0]["name"] == "chat" && seen.name() != "chat-server-trust"
     })
     .await?;
+    deleted_comes_back(&story, &config_maps, "ConfigMap", |seen| seen.name() == "chat-server-trust").await?;
     let mark = story.models.mark();
     story.patch("llm/chat", &json!({"metadata": {"annotations": {"story": "over"}}})).await?;
     story.model_until(mark, "chat", "Ready again", READY, node::settled).await?;

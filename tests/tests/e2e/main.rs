@@ -8,6 +8,7 @@ mod client;
 mod load;
 mod node;
 mod served;
+mod trust;
 mod watch;
 
 mod batching;

@@ -11,3 +11,4 @@
 mod faults;
 mod planted;
 mod rest;
+mod trust;

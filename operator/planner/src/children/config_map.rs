@@ -11,7 +11,7 @@ use candela_wire::config::{
 use k8s_openapi::api::core::v1::{ConfigMap, PodSpec};
 use sha2::{Digest, Sha256};
 
-use super::weights;
+use super::{trust, weights};
 use crate::{Observed, OwnedKind, Resolved, ResolvedModel, names};
 
 /// The pods' volume with `server.json`.
@@ -129,12 +129,12 @@ pub(super) fn in_use(seen: &Observed) -> BTreeSet<String> {
     });
     let of_sets = live.filter_map(|set| set.spec.as_ref()?.template.as_ref()?.spec.as_ref());
     let of_pods = seen.pods.iter().filter_map(|pod| pod.spec.as_ref());
-    of_sets.chain(of_pods).filter_map(mounted).collect()
+    of_sets.chain(of_pods).flat_map(mounted).collect()
 }
 
-fn mounted(pod: &PodSpec) -> Option<String> {
-    let volume = pod.volumes.iter().flatten().find(|volume| volume.name == VOLUME)?;
-    Some(volume.config_map.as_ref()?.name.clone())
+fn mounted(pod: &PodSpec) -> impl Iterator<Item = String> {
+    let ours = pod.volumes.iter().flatten().filter(|volume| [VOLUME, trust::VOLUME].contains(&&*volume.name));
+    ours.filter_map(|volume| Some(volume.config_map.as_ref()?.name.clone()))
 }
 
 fn text(resolved: &Resolved) -> Option<String> {

@@ -8,7 +8,10 @@ mod pod;
 mod scheduling;
 mod service;
 mod service_account;
+mod trust;
 mod weights;
+
+use std::collections::BTreeSet;
 
 use candela_crds::{GROUP, VERSION};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
@@ -28,6 +31,14 @@ pub fn desired(resolved: &Resolved, seen: &Observed) -> Plan {
     if let Some(config) = config_map::config_map(resolved) {
         children.push(child(OwnedKind::ConfigMap, &config));
     }
+    let mut kept: BTreeSet<_> =
+        config_map::in_use(seen).into_iter().map(|name| (OwnedKind::ConfigMap, name)).collect();
+    match &seen.cluster_keys {
+        _ if !trust::is_mounted(resolved) => {}
+        Some(keys) => children.push(child(OwnedKind::ConfigMap, &trust::config_map(resolved, keys))),
+        // Not known is not gone.
+        None => drop(kept.insert((OwnedKind::ConfigMap, trust::name(resolved)))),
+    }
     children.push(child(OwnedKind::Service, &service::service(resolved)));
     if let Some(policy) = network_policy::network_policy(resolved) {
         children.push(child(OwnedKind::NetworkPolicy, &policy));
@@ -36,7 +47,6 @@ pub fn desired(resolved: &Resolved, seen: &Observed) -> Plan {
         children.push(child(OwnedKind::PodDisruptionBudget, &budget));
     }
     children.push(child(OwnedKind::Deployment, &deployment::deployment(resolved)));
-    let kept = config_map::in_use(seen).into_iter().map(|name| (OwnedKind::ConfigMap, name)).collect();
     Plan { children, kept, complete: true, waiting: None }
 }
 

@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{config_map, scheduling, weights};
+use super::{config_map, scheduling, trust, weights};
 use crate::{OwnedKind, Resolved, names};
 
 /// Name of the container that serves.
@@ -201,6 +201,7 @@ fn server_mounts(resolved: &Resolved) -> Vec<VolumeMount> {
     if resolved.engine == EngineName::Candle {
         mounts.push(mount(config_map::VOLUME, "/etc/candela", true));
     }
+    mounts.extend(trust::mounts(resolved));
     mounts.extend(weights::mounts(resolved));
     let additions = resolved.spec.pod_template.iter().flat_map(|template| &template.volume_mounts);
     mounts.extend(additions.map(|wanted| VolumeMount {
@@ -224,6 +225,7 @@ fn volumes(resolved: &Resolved) -> Vec<Volume> {
             ..named(config_map::VOLUME)
         });
     }
+    volumes.extend(trust::volume(resolved));
     volumes.extend(weights::volumes(resolved));
     volumes
         .extend(resolved.spec.pod_template.iter().flat_map(|template| &template.volumes).map(extra_volume));

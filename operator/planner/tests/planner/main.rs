@@ -19,6 +19,7 @@ mod purity;
 mod refusals;
 mod statuses;
 mod stopping;
+mod trust;
 
 /// With sorted keys, as the files to compare with are written.
 fn sorted_yaml(value: &impl serde::Serialize) -> String {

@@ -111,6 +111,7 @@ fn configurations_stay_while_pods_may_read_them() {
         "spec": replica_set("chat-ending", 0, 0)["spec"]["template"]["spec"],
     });
     seen.pods.push(serde_json::from_value(pod).unwrap());
+    seen.cluster_keys = Some(crate::trust::keys("first"));
     let plan = plan(&cr, &seen).plan;
     let kept: Vec<_> = plan.kept.iter().map(|(kind, name)| (*kind, name.as_str())).collect();
     assert_eq!(
