@@ -3,6 +3,7 @@
 mod schemas;
 
 use axum::Json;
+use candela_wire::trust;
 use serde_json::{Value, json};
 
 use schemas::{reference, schemas};
@@ -62,11 +63,11 @@ fn document() -> Value {
 
 fn encoded(summary: &str, operation: &str, schema: &str, error: fn() -> Value) -> Value {
     json!({
-        "summary": summary, "operationId": operation,
+        "summary": summary, "operationId": operation, "parameters": gateway_headers(),
         "requestBody": { "required": true, "content": { "application/json": { "schema": reference(&format!("{schema}Request")) } } },
         "responses": {
             "200": ok(schema),
-            "400": error(), "404": error(), "413": error(), "415": error(), "429": busy("The queue is full"),
+            "400": error(), "401": error(), "404": error(), "413": error(), "415": error(), "429": busy("The queue is full"),
             "500": error(), "503": busy("The model is loading, or the server shuts down"), "504": error()
         }
     })
@@ -76,7 +77,7 @@ fn generate(summary: &str, operation: &str, schema: &str) -> Value {
     let event = "Server-sent events, each a chunk of the answer, the last one `[DONE]`; a stream that breaks ends \
                  with an event `{\"error\": …}` instead. What fails before the first token is an HTTP error.";
     json!({
-        "summary": summary, "operationId": operation,
+        "summary": summary, "operationId": operation, "parameters": gateway_headers(),
         "requestBody": { "required": true, "content": { "application/json": { "schema": reference(&format!("{schema}Request")) } } },
         "responses": {
             "200": {
@@ -91,7 +92,7 @@ fn generate(summary: &str, operation: &str, schema: &str) -> Value {
                     "text/event-stream": { "schema": { "type": "string", "description": event } }
                 }
             },
-            "400": error(), "404": error(), "408": error(), "413": error(), "415": error(),
+            "400": error(), "401": error(), "404": error(), "408": error(), "413": error(), "415": error(),
             "429": busy("The queue is full"), "500": error(),
             "503": busy("The model is loading, or the server shuts down"), "504": error()
         }
@@ -109,13 +110,34 @@ fn native(summary: &str, operation: &str, schema: &str, events: Option<&str>) ->
     });
     let request = reference(&format!("{schema}Request"));
     json!({
-        "summary": summary, "operationId": operation,
+        "summary": summary, "operationId": operation, "parameters": gateway_headers(),
         "requestBody": { "required": true, "content": { "application/json": { "schema": request } } },
         "responses": {
             "200": { "description": "The answer; with `stream: true` as events", "content": content },
             "default": problem
         }
     })
+}
+
+/// What a gateway may send beside its token; without that it is ignored.
+fn gateway_headers() -> Value {
+    let header = |name: &str, description: &str, schema: Value| json!({ "name": name, "in": "header", "description": description, "schema": schema });
+    let id = "Name of the request in logs and in the answer; made by the server if absent";
+    let tenant =
+        "Requests of two tenants share nothing that was computed; believed beside a gateway's token only";
+    let deadline = "Milliseconds for the whole request, beside the server's own limit; believed beside a gateway's token only";
+    let token = "`Bearer` and the gateway's ServiceAccount token; 401 if it is not good";
+    let text = |most: usize| json!({ "type": "string", "minLength": 1, "maxLength": most });
+    json!([
+        header(trust::REQUEST_ID, id, text(trust::MAX_REQUEST_ID_BYTES)),
+        header(trust::AUTHORIZATION, token, json!({ "type": "string" })),
+        header(trust::TENANT, tenant, text(trust::MAX_TENANT_BYTES)),
+        header(
+            trust::DEADLINE_MS,
+            deadline,
+            json!({ "type": "integer", "minimum": 1, "maximum": trust::MAX_DEADLINE_MS })
+        ),
+    ])
 }
 
 fn ok(schema: &str) -> Value {

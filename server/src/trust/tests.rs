@@ -4,6 +4,7 @@ use std::{fs, os::unix::fs::symlink, path::Path, sync::Arc, time::Duration};
 
 use candela_wire::trust::{AUTHORIZATION, DEADLINE_MS, MAX_TENANT_BYTES, TENANT, TRUST_KEY};
 use http::{HeaderMap, HeaderValue};
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use ring::hmac;
 use serde_json::{Value, json};
 
@@ -259,6 +260,31 @@ fn hostile_tokens_are_refused_each_for_its_reason() {
         assert_eq!(check(&keys, &token, NOW), finding, "{name}, again");
     }
     assert_eq!(check(&keys, &rsa.token(&claims(NOW)), NOW), Finding::Good, "the key works");
+}
+
+#[test]
+fn no_change_to_a_good_token_leaves_it_good() {
+    let (rsa, p256) = (Signer::rsa("r"), Signer::p256("e"));
+    let keys = keys(&trust_file(&[&rsa, &p256])).unwrap();
+    let mut rng = StdRng::seed_from_u64(4);
+    for signer in [&rsa, &p256] {
+        let good = signer.token(&claims(NOW));
+        for _ in 0..5_000 {
+            let mut text = good.clone().into_bytes();
+            for _ in 0..rng.random_range(1..4) {
+                let at = rng.random_range(0..text.len());
+                let byte = b"ABCwxyz0189-_.=+/{ "[rng.random_range(0..19)];
+                match rng.random_range(0..4) {
+                    0 => text[at] = byte,
+                    1 => text.insert(at, byte),
+                    2 => drop(text.remove(at)),
+                    _ => text.truncate(at.max(8)),
+                }
+            }
+            let text = String::from_utf8(text).unwrap();
+            assert_eq!(check(&keys, &text, NOW) == Finding::Good, text == good, "{text}");
+        }
+    }
 }
 
 #[test]
