@@ -189,6 +189,7 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
         // Whatever runs computes a token in each step.
         step_tokens: number(max_batch_tokens)
             .unwrap_or_else(|| EngineConfig::default().step_tokens.max(limits.sequences)),
+        threads: Some(threads),
         kv_cache_tokens: limits.kv_cache_tokens,
         kv_type: limits.kv_cache_type,
         // A tenth is left for requests, buffers and the allocator's slack.

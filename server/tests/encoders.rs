@@ -72,7 +72,7 @@ async fn texts_become_vectors_and_documents_are_ranked() {
 
     let ask = json!({"model": "rank", "query": "w5", "documents": ["w6 w7", "w8", {"text": "w9 w10"}],
                      "top_n": 2, "return_documents": true});
-    for path in ["/rerank", "/v1/rerank"] {
+    for path in ["/rerank", "/v1/rerank", "/v2/rerank"] {
         let (status, ranking) = post(&server, path, ask.clone()).await;
         assert_eq!(status, 200, "{ranking}");
         let results = ranking["results"].as_array().unwrap();
@@ -84,6 +84,18 @@ async fn texts_become_vectors_and_documents_are_ranked() {
         );
         assert!(results[0]["document"]["text"].is_string());
     }
+
+    let long = vec!["w5"; 5000].join(" ");
+    let ask = json!({"model": "rank", "query": "w5", "documents": ["w6", long], "truncate": false});
+    let (status, refused) = post(&server, "/v1/rerank", ask.clone()).await;
+    assert_eq!((status, &refused["error"]["param"]), (400, &json!("documents[1]")), "{refused}");
+    let mut cut = ask.clone();
+    cut["max_tokens_per_doc"] = json!(3);
+    assert_eq!(post(&server, "/v2/rerank", cut).await.0, 200);
+    let mut query = ask;
+    query["query"] = json!(long);
+    let (status, refused) = post(&server, "/v1/rerank", query).await;
+    assert_eq!((status, &refused["error"]["param"]), (400, &json!("query")), "{refused}");
 
     let status: Vec<_> =
         server.status().await.models.into_iter().map(|model| model.tasks.join(" ")).collect();

@@ -89,11 +89,6 @@ impl ModelConfig {
         }
     }
 
-    /// What the model is for, the default applied.
-    pub fn tasks(&self) -> &[Task] {
-        if self.tasks.is_empty() { &[Task::Generate] } else { &self.tasks }
-    }
-
     /// Name of the folder under [`MODELS_DIR`] that the init step fills: see [`folder_name`].
     pub fn folder_name(&self) -> String {
         folder_name(&self.served_name)
@@ -222,7 +217,6 @@ mod tests {
     fn what_is_not_said_is_not_written() {
         let text = r#"{"version":1,"models":[{"servedName":"a","uri":"builtin://demo"}],"timeouts":{},"terminationGraceSeconds":1,"startupStallSeconds":1}"#;
         let config: ServerConfig = serde_json::from_str(text).expect("a configuration of an older operator");
-        assert_eq!(config.models[0].tasks(), [Task::Generate]);
         assert_eq!(serde_json::to_string(&config).expect("plain data"), text);
     }
 }

@@ -32,7 +32,7 @@ pub struct EmbeddingsRequest {
     pub truncate: bool,
 }
 
-/// `POST /rerank` and `POST /v1/rerank`.
+/// `POST /rerank`, `POST /v1/rerank` (Jina) and `POST /v2/rerank` (Cohere).
 #[derive(Clone, Debug, PartialEq)]
 pub struct RerankRequest {
     pub model: Option<String>,
@@ -43,6 +43,8 @@ pub struct RerankRequest {
     /// The model's own scores instead of their logistic function.
     pub raw_scores: bool,
     pub truncate: bool,
+    /// Of each document, the first so many tokens are read.
+    pub max_tokens_per_doc: Option<usize>,
 }
 
 impl EmbeddingsRequest {
@@ -91,8 +93,18 @@ impl RerankRequest {
         let return_documents = fields.boolean("return_documents")?.unwrap_or(false);
         let raw_scores = fields.boolean("raw_scores")?.unwrap_or(false);
         let truncate = fields.boolean("truncate")?.unwrap_or(true);
+        let max_tokens_per_doc = positive(&mut fields, "max_tokens_per_doc")?;
         fields.finish()?;
-        Ok(Self { model, query, documents, top_n, return_documents, raw_scores, truncate })
+        Ok(Self {
+            model,
+            query,
+            documents,
+            top_n,
+            return_documents,
+            raw_scores,
+            truncate,
+            max_tokens_per_doc,
+        })
     }
 }
 

@@ -17,7 +17,11 @@ use crate::schema::DNS_SUBDOMAIN;
     validation = Rule::new("!has(self.verification) || (has(self.uri) && !self.uri.startsWith('builtin://'))")
         .message("builtin:// models come verified with the image: remove model.verification"),
     validation = Rule::new("!has(self.tasks) || !has(self.uri) || !self.uri.startsWith('builtin://') || self.tasks.all(t, t == 'Generate')")
-        .message("builtin://demo generates text and nothing else: remove model.tasks, or name an embedding model in model.uri")
+        .message("builtin://demo generates text and nothing else: remove model.tasks, or name an embedding model in model.uri"),
+    validation = Rule::new("!has(self.tasks) || self.tasks.size() <= 1")
+        .message("model.tasks may hold one task, since each architecture is for one: keep one, or remove the field"),
+    validation = Rule::new("!has(self.tasks) || !has(self.format) || self.format != 'Gguf' || self.tasks.all(t, t == 'Generate')")
+        .message("model.format Gguf is for models that generate text: remove model.format, and name a folder with safetensors in model.uri")
 )]
 pub struct Model {
     /// Where the weights are: `builtin://demo`, `hf://ORG/NAME` (or one `/FILE.gguf` of it), `http(s)://HOST/PATH` (one `.gguf` file, or a
@@ -52,8 +56,8 @@ pub struct Model {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self >= 16 && self <= 16777216").message("model.contextLength must be a number of tokens from 16 to 16777216"))]
     pub context_length: Option<i32>,
-    /// What the model is for; absent = Generate. A model that cannot do it (an encoder cannot Generate) ends in
-    /// `ModelAvailable=False` with the reason `ModelUnsupported`.
+    /// What the model is for; absent = what its architecture is for. A model that cannot do it (an encoder cannot Generate)
+    /// ends in `ModelAvailable=False` with the reason `ModelUnsupported`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 3), extend("x-kubernetes-list-type" = "set"))]
     pub tasks: Vec<Task>,

@@ -52,8 +52,18 @@ pub(crate) fn cases() -> Vec<Case> {
             "{model: {uri: 'builtin://demo', tasks: [Embed]}}",
         ),
         case(
-            "model.tasks chooses what Candela's own server does",
+            "model.tasks may hold one task",
+            "{model: {uri: 'hf://a/b', tasks: [Rerank]}}",
             "{model: {uri: 'hf://a/b', tasks: [Embed, Rerank]}}",
+        ),
+        case(
+            "model.format Gguf is for models that generate text",
+            "{model: {uri: 'hf://a/b', tasks: [Generate], format: Gguf}}",
+            "{model: {uri: 'hf://a/b', tasks: [Embed], format: Gguf}}",
+        ),
+        case(
+            "model.tasks chooses what Candela's own server does",
+            "{model: {uri: 'hf://a/b', tasks: [Embed]}}",
             "{engine: {name: Custom, image: x}, model: {uri: 'hf://a/b', tasks: [Embed]}}",
         ),
         case(

@@ -71,8 +71,8 @@ impl LoadError {
     }
 }
 
-/// Why text could not be rendered or tokenised. `NoChatTemplate`, `ChatTemplate` and `TooLong` are the client's
-/// affair (400), `Tokenizer` is ours.
+/// Why text could not be rendered or tokenised. `Tokenizer` is our affair, the others are
+/// the client's (400).
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
     #[error("the model has no chat template; use the completions endpoint, or a model with `chat_template`")]
@@ -82,6 +82,10 @@ pub enum TextError {
     ChatTemplate(String),
     #[error("text of {bytes} bytes exceeds the {limit_bytes} that a context of this model can hold")]
     TooLong { bytes: usize, limit_bytes: usize },
+    #[error(
+        "a text of {tokens} tokens, where the model takes {max_tokens}; shorten it, or ask for truncation"
+    )]
+    TooManyTokens { tokens: usize, max_tokens: usize },
     #[error("the tokenizer failed: {0}")]
     Tokenizer(String),
 }

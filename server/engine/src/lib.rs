@@ -38,8 +38,8 @@ pub use config::{EmbeddedFile, EngineConfig, KvType, ModelSource, Quantization};
 pub use constraint::{Constraint, ConstraintError, Grammar};
 pub use contained::panic_is_contained;
 pub use encoder::{
-    Encoded, EncoderEngine, EncoderLimits, EncoderStats, EncoderSubmitError, EncoderTask, Input, Output,
-    Results, TokenLabel, is_encoder,
+    Encoded, EncoderEngine, EncoderLimits, EncoderStats, EncoderSubmitError, EncoderTask, Input,
+    MAX_REQUEST_TOKENS, Output, Pairs, Results, TokenLabel, is_encoder,
 };
 pub use engine::{ChatRequest, Engine, SpecialTokens, Stats, WarmUpError};
 pub use error::{LoadError, LoadPhase, LoadProgress, TextError};

@@ -43,7 +43,7 @@ impl Budget {
     }
 
     /// `None` = too much is being read already.
-    fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    pub(super) fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let share = if bytes <= SMALL_BYTES { &self.small } else { &self.large };
         let permits = u32::try_from(bytes.div_ceil(KIB).max(1)).ok()?;
         Arc::clone(share).try_acquire_many_owned(permits).ok()

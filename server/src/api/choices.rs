@@ -36,6 +36,14 @@ impl Choices {
         n: u32,
         arrived: Instant,
     ) -> Result<Self, ApiError> {
+        let most = app.limits.sequences + app.limits.queue;
+        if n as usize > most {
+            // It would be told to come again for ever.
+            return Err(ApiError::invalid(
+                "n",
+                format!("`n` is {n}, and this server takes {most} requests at once"),
+            ));
+        }
         let one = |index: u32| {
             let mut request = request.clone();
             // Answers of one seed differ from each other, and are the same the next time.

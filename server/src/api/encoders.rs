@@ -7,7 +7,9 @@ use axum::{
     extract::{Request, State},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use candela_engine::{CancelToken, Encoded, EncoderEngine, EncoderSubmitError, Input, Output};
+use candela_engine::{
+    CancelToken, Encoded, EncoderEngine, EncoderSubmitError, Input, MAX_REQUEST_TOKENS, Output,
+};
 use candela_wire::{
     config::Task,
     encoders::{
@@ -16,7 +18,7 @@ use candela_wire::{
     },
 };
 use tokio::{
-    sync::oneshot,
+    sync::{OwnedSemaphorePermit, oneshot},
     time::{Instant, timeout_at},
 };
 
@@ -29,6 +31,8 @@ struct Job<T> {
     model: String,
     inputs: Vec<Input>,
     wishes: T,
+    /// For what is kept of the body until the answer.
+    _kept: Option<OwnedSemaphorePermit>,
 }
 
 pub(crate) async fn embeddings(
@@ -65,7 +69,7 @@ async fn embedded(
     request: Request,
 ) -> Result<(EmbeddingsRequest, Vec<Vec<f32>>, EncoderUsage), ApiError> {
     let (arrived, caller) = (Instant::now(), Caller::of(&request));
-    let Job { engine, model, inputs, mut wishes } =
+    let Job { engine, model, inputs, mut wishes, _kept } =
         prepare::parsed_long(app, request, embeddings_job).await?;
     wishes.model = Some(model);
     let limit = caller.within(prepare::request_limit(app));
@@ -91,7 +95,7 @@ pub(crate) async fn rerank_native(
 
 async fn ranked(app: &Arc<App>, request: Request) -> Result<Ranking, ApiError> {
     let (arrived, caller) = (Instant::now(), Caller::of(&request));
-    let Job { engine, model, inputs, wishes } = prepare::parsed_long(app, request, rerank_job).await?;
+    let Job { engine, model, inputs, wishes, _kept } = prepare::parsed_long(app, request, rerank_job).await?;
     let limit = caller.within(prepare::request_limit(app));
     let (outputs, usage) = computed(app, &engine, inputs, arrived, limit).await?;
     let RerankRequest { mut documents, top_n, return_documents, raw_scores, .. } = wishes;
@@ -138,25 +142,51 @@ fn embeddings_job(app: &App, served: &Served, body: &[u8]) -> Result<Job<Embeddi
     let input = |(at, input)| match input {
         EncoderInput::Text(text) => {
             let param = format!("input[{at}]");
-            engine.encode(&text, None, truncate).map_err(|err| ApiError::text(&err, &param))
+            engine.encode(&text, truncate).map_err(|err| ApiError::text(&err, &param))
         }
         EncoderInput::Tokens(ids) => Ok(engine.from_ids(ids)),
     };
     let inputs = std::mem::take(&mut wishes.inputs).into_iter().enumerate().map(input);
-    let inputs = inputs.collect::<Result<_, _>>()?;
-    Ok(Job { engine: engine.clone(), model: served.name.clone(), inputs, wishes })
+    let inputs = bounded(inputs, "input")?;
+    Ok(Job { engine: engine.clone(), model: served.name.clone(), inputs, wishes, _kept: None })
 }
 
-fn rerank_job(_: &App, served: &Served, body: &[u8]) -> Result<Job<RerankRequest>, ApiError> {
-    let wishes = RerankRequest::parse(body).map_err(ApiError::Invalid)?;
+fn rerank_job(app: &App, served: &Served, body: &[u8]) -> Result<Job<RerankRequest>, ApiError> {
+    let mut wishes = RerankRequest::parse(body).map_err(ApiError::Invalid)?;
     check_model(served, wishes.model.as_ref())?;
     let engine = served.encoder(Task::Rerank)?;
+    let most = wishes.max_tokens_per_doc.unwrap_or(usize::MAX);
+    let pairs = engine.pairs(&wishes.query, wishes.truncate).map_err(|err| ApiError::text(&err, "query"))?;
     let pair = |(at, document): (usize, &String)| {
-        let encoded = engine.encode(&wishes.query, Some(document), wishes.truncate);
-        encoded.map_err(|err| ApiError::text(&err, &format!("documents[{at}]")))
+        pairs.with(document, most).map_err(|err| ApiError::text(&err, &format!("documents[{at}]")))
     };
-    let inputs = wishes.documents.iter().enumerate().map(pair).collect::<Result<_, _>>()?;
-    Ok(Job { engine: engine.clone(), model: served.name.clone(), inputs, wishes })
+    let inputs = bounded(wishes.documents.iter().enumerate().map(pair), "documents")?;
+    let kept = if wishes.return_documents {
+        // They wait with the request, and count as bodies do.
+        let full = ApiError::QueueFull { retry_after: Duration::from_secs(1) };
+        Some(app.bodies.take(wishes.documents.iter().map(String::len).sum()).ok_or(full)?)
+    } else {
+        wishes.documents = Vec::new();
+        None
+    };
+    Ok(Job { engine: engine.clone(), model: served.name.clone(), inputs, wishes, _kept: kept })
+}
+
+/// All inputs, or what is wrong with the first that cannot be used. Ends early where they are too many tokens.
+fn bounded(
+    inputs: impl Iterator<Item = Result<Input, ApiError>>,
+    param: &str,
+) -> Result<Vec<Input>, ApiError> {
+    let mut tokens = 0;
+    let counted = inputs.map(|input| {
+        let input = input?;
+        tokens += input.n_tokens();
+        if tokens > MAX_REQUEST_TOKENS {
+            return Err(ApiError::too_long(param, &EncoderSubmitError::TooMany { tokens }));
+        }
+        Ok(input)
+    });
+    counted.collect()
 }
 
 /// Cancels when the client leaves.
@@ -183,6 +213,7 @@ async fn computed(
     let cancel = engine.submit(inputs, Some(deadline.into_std()), results).map_err(|err| match err {
         EncoderSubmitError::QueueFull { retry_after, .. } => ApiError::QueueFull { retry_after },
         EncoderSubmitError::TooLong { input, .. } => ApiError::too_long(&format!("input[{input}]"), &err),
+        EncoderSubmitError::TooMany { .. } => ApiError::too_long("input", &err),
         EncoderSubmitError::Invalid(message) => ApiError::invalid("input", message),
         EncoderSubmitError::ShuttingDown => ApiError::ShuttingDown,
     })?;

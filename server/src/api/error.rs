@@ -98,7 +98,7 @@ impl ApiError {
     pub(crate) fn text(err: &TextError, param: &str) -> Self {
         match err {
             TextError::Tokenizer(what) => Self::Engine(format!("the tokenizer failed: {what}")),
-            TextError::TooLong { .. } => Self::Invalid(InvalidField {
+            TextError::TooLong { .. } | TextError::TooManyTokens { .. } => Self::Invalid(InvalidField {
                 param: Some(param.to_owned()),
                 message: err.to_string(),
                 code: "context_length_exceeded",

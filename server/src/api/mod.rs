@@ -53,6 +53,7 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Arc<App>>)> {
         ("post", "/v1/responses", post(responses::handle)),
         ("post", "/v1/embeddings", post(encoders::embeddings)),
         ("post", "/v1/rerank", post(encoders::rerank)),
+        ("post", "/v2/rerank", post(encoders::rerank)),
         ("post", "/rerank", post(encoders::rerank_native)),
         ("post", "/embed", post(encoders::embed)),
         ("get", "/v1/models", get(list)),
@@ -147,7 +148,7 @@ fn routes_label(path: Option<&str>) -> &'static str {
 
 /// Where OpenAI's clients may look, errors have OpenAI's shape; elsewhere they are problem+json.
 fn is_openai(path: &str) -> bool {
-    path.starts_with("/v1")
+    path.starts_with("/v1") || path.starts_with("/v2/rerank")
 }
 
 async fn nothing_here(request: Request) -> Response {

@@ -27,6 +27,7 @@ fn document() -> Value {
             "/v1/responses": { "post": generate("Answer a conversation, and keep nothing of it", "createResponse", "Response") },
             "/v1/embeddings": { "post": encoded("Texts as vectors", "createEmbedding", "Embeddings", error) },
             "/v1/rerank": { "post": encoded("Documents by their relevance to a query", "createRerank", "Rerank", error) },
+            "/v2/rerank": { "post": encoded("Documents by their relevance to a query", "createRerankV2", "Rerank", error) },
             "/rerank": { "post": native("Documents by their relevance to a query", "rerank", "Rerank", None) },
             "/embed": { "post": native("Texts as vectors", "embed", "Embed", None) },
             "/generate": { "post": native(

@@ -337,6 +337,9 @@ pub(super) fn refuse_shared(fields: &mut Fields) -> Result<(), InvalidField> {
     // Names the end user for abuse reports: it never changes an answer, so taking it is honest.
     fields.string("user")?;
     fields.string("safety_identifier")?;
+    // Prefixes are found by what they say; where one is kept never changes an answer either.
+    fields.string("prompt_cache_key")?;
+    fields.string("prompt_cache_retention")?;
     Ok(())
 }
 

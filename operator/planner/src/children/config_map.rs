@@ -73,7 +73,7 @@ fn quantization(wanted: candela_crds::Quantization) -> Option<Quantization> {
     }
 }
 
-/// In one order, as a set has none; the default is not written, so that saying it rolls nothing.
+/// In one order, as a set has none.
 fn tasks(wanted: &[candela_crds::Task]) -> Vec<Task> {
     let tasks: BTreeSet<Task> = wanted
         .iter()
@@ -83,7 +83,7 @@ fn tasks(wanted: &[candela_crds::Task]) -> Vec<Task> {
             candela_crds::Task::Rerank => Task::Rerank,
         })
         .collect();
-    if tasks == BTreeSet::from([Task::Generate]) { Vec::new() } else { tasks.into_iter().collect() }
+    tasks.into_iter().collect()
 }
 
 fn batching(spec: &LlmDeploymentSpec) -> Batching {

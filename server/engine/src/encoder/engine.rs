@@ -9,17 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokenizers::Tokenizer;
-
 use super::{
-    graph::{Encoder, Row},
+    input::{Input, Pairs, Tokens},
     load,
-    pooling::{self, Recipe},
+    worker::{Job, Worker},
 };
-use crate::{
-    CancelToken, EngineConfig, LoadError, LoadProgress, ModelFacts, ModelSource, TextError, contained,
-    text::{Text, guarded},
-};
+use crate::{CancelToken, EngineConfig, LoadError, LoadProgress, ModelFacts, ModelSource, TextError};
 
 /// A loaded encoder; cheap to clone. When the last clone goes, its thread is joined.
 #[derive(Clone)]
@@ -30,12 +25,13 @@ pub struct EncoderEngine {
 struct Inner {
     facts: ModelFacts,
     limits: EncoderLimits,
-    text: Text,
-    /// The same tokenizer, cutting what is too long.
-    truncating: Tokenizer,
+    tokens: Tokens,
     door: Arc<Door>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
+
+/// Tokens of all inputs of one request, as with OpenAI.
+pub const MAX_REQUEST_TOKENS: usize = 300_000;
 
 /// What an encoder was trained to give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,23 +54,6 @@ pub struct EncoderLimits {
     pub dimensions: usize,
 }
 
-/// One text, or a pair of texts, in tokens. Made by [`EncoderEngine::encode`].
-#[derive(Clone, Debug, PartialEq)]
-pub struct Input {
-    ids: Vec<u32>,
-    /// Which of a pair's texts a token is of; empty = all of the first.
-    types: Vec<u32>,
-    /// Bytes of the text that each token stands for; empty for the tokenizer's own, and where ids were given.
-    spans: Vec<(usize, usize)>,
-}
-
-impl Input {
-    /// Tokens, the tokenizer's own included.
-    pub fn n_tokens(&self) -> usize {
-        self.ids.len()
-    }
-}
-
 /// What became of one input.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Output {
@@ -83,6 +62,17 @@ pub enum Output {
     Score(f32),
     /// For each token that stands for text, in order.
     Labels(Vec<TokenLabel>),
+}
+
+impl Output {
+    /// Damaged weights give numbers that nobody can use.
+    pub(super) fn is_finite(&self) -> bool {
+        match self {
+            Self::Embedding(vector) => vector.iter().all(|x| x.is_finite()),
+            Self::Score(score) => score.is_finite(),
+            Self::Labels(labels) => labels.iter().all(|label| label.score.is_finite()),
+        }
+    }
 }
 
 /// The likeliest label of a token.
@@ -125,6 +115,11 @@ pub enum EncoderSubmitError {
     )]
     TooLong { input: usize, tokens: usize, max_tokens: usize },
     /// 400.
+    #[error(
+        "the inputs of the request have {tokens} tokens together, {MAX_REQUEST_TOKENS} are the most; send several requests"
+    )]
+    TooMany { tokens: usize },
+    /// 400.
     #[error("{0}")]
     Invalid(String),
     /// 503.
@@ -148,55 +143,68 @@ pub struct EncoderStats {
     pub batches_total: u64,
 }
 
-struct Job {
-    inputs: Vec<Input>,
-    outputs: Vec<Output>,
-    results: Option<Results>,
-    deadline: Option<Instant>,
-    cancel: CancelToken,
-}
-
-impl Job {
-    fn end(&mut self, how: Encoded) {
-        if let Some(results) = self.results.take()
-            && contained::run(|| results(how)).is_err()
-        {
-            tracing::error!("a sink panicked");
-        }
-    }
-}
-
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Phase {
+pub(super) enum Phase {
     Open,
     Draining,
     Stopping,
 }
 
-struct State {
-    queue: VecDeque<Job>,
-    queued_tokens: usize,
-    running: usize,
-    phase: Phase,
-    idle: bool,
-    heartbeat: Instant,
+pub(super) struct State {
+    pub(super) queue: VecDeque<Job>,
+    pub(super) queued_tokens: usize,
+    /// Tokens that are still to be computed of each request under way.
+    pub(super) rests: Vec<usize>,
+    pub(super) phase: Phase,
+    pub(super) idle: bool,
+    pub(super) heartbeat: Instant,
     /// Exponentially weighted.
-    tokens_per_second: f64,
-    inputs: u64,
-    tokens: u64,
-    batches: u64,
+    pub(super) tokens_per_second: f64,
+    pub(super) inputs: u64,
+    pub(super) tokens: u64,
+    pub(super) batches: u64,
 }
 
-struct Door {
-    state: Mutex<State>,
-    work: Condvar,
-    idle: Condvar,
+impl State {
+    /// Takes those out of the queue whose clients left or whose time is up. They are to be ended without the lock.
+    pub(super) fn sweep(&mut self) -> Vec<(Job, Encoded)> {
+        let now = Instant::now();
+        let (gone, left) = self.queue.drain(..).partition(|job: &Job| job.is_over(now).is_some());
+        self.queue = left;
+        let gone: VecDeque<Job> = gone;
+        self.queued_tokens -= gone.iter().map(|job| job.tokens).sum::<usize>();
+        gone.into_iter().filter_map(|job| job.is_over(now).map(|how| (job, how))).collect()
+    }
+
+    /// Tokens that are computed before a request of so many is done: all take turns, so that a long one holds a
+    /// short one up by no more than the short one's own length.
+    fn before(&self, tokens: usize) -> usize {
+        let queued = self.queue.iter().map(|job| job.tokens);
+        self.rests.iter().copied().chain(queued).map(|n| n.min(tokens)).sum()
+    }
+
+    fn is_full(&self, door: &Door, tokens: usize) -> bool {
+        let waiting = self.queued_tokens + self.rests.iter().sum::<usize>();
+        let wait = self.before(tokens) as f64 / self.tokens_per_second.max(1.0);
+        // One request alone is always admitted: the limits are for what waits behind others.
+        waiting > 0
+            && (self.queue.len() >= door.max_queue
+                || waiting + tokens > door.max_queue_tokens
+                || door.max_wait.is_some_and(|most| wait > most.as_secs_f64()))
+    }
+}
+
+pub(super) struct Door {
+    pub(super) state: Mutex<State>,
+    pub(super) work: Condvar,
+    pub(super) idle: Condvar,
     max_queue: usize,
     max_queue_tokens: usize,
+    max_wait: Option<Duration>,
 }
 
 impl Door {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // Every section is a few assignments: a panic cannot leave the state half-changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -211,7 +219,7 @@ impl Door {
 impl EncoderEngine {
     /// Reads and checks a folder, converts its weights and starts the engine's thread. Blocks; `progress` is called on
     /// this thread. Of `config`, the KV cache and sequences mean nothing here; `step_tokens` bounds a batch (but a
-    /// single input may be longer).
+    /// single input may be longer). Requests take turns, so a long one does not keep short ones waiting.
     pub fn load(
         source: &ModelSource,
         config: &EngineConfig,
@@ -223,7 +231,7 @@ impl EncoderEngine {
             state: Mutex::new(State {
                 queue: VecDeque::new(),
                 queued_tokens: 0,
-                running: 0,
+                rests: Vec::new(),
                 phase: Phase::Open,
                 idle: true,
                 heartbeat: Instant::now(),
@@ -235,7 +243,10 @@ impl EncoderEngine {
             work: Condvar::new(),
             idle: Condvar::new(),
             max_queue: config.max_queue,
-            max_queue_tokens: config.max_queue.saturating_mul(limits.max_tokens),
+            max_queue_tokens: config.max_queue_tokens.unwrap_or_else(|| {
+                config.max_queue.saturating_mul(limits.max_tokens).max(2 * MAX_REQUEST_TOKENS)
+            }),
+            max_wait: config.max_wait,
         });
         let worker = Worker {
             encoder: loaded.encoder,
@@ -251,8 +262,7 @@ impl EncoderEngine {
         let inner = Inner {
             facts: loaded.facts,
             limits,
-            text: loaded.text,
-            truncating: loaded.truncating,
+            tokens: loaded.tokens,
             door,
             thread: Mutex::new(Some(thread)),
         };
@@ -267,35 +277,23 @@ impl EncoderEngine {
         self.inner.limits
     }
 
-    /// Tokens of a text, or of a pair for a reranker. With `truncate`, the longer of the two loses its end until both
-    /// fit; else one that is too long is refused by [`EncoderEngine::submit`]. CPU work proportional to the text:
-    /// keep it off an async runtime's threads.
-    pub fn encode(&self, text: &str, second: Option<&str>, truncate: bool) -> Result<Input, TextError> {
-        let max_tokens = self.inner.limits.max_tokens;
-        // What is cut off need not be tokenised first; no token is longer than the longest.
-        let limit_bytes = self.inner.text.longest_token.saturating_mul(max_tokens).saturating_mul(4);
-        let bytes = text.len() + second.map_or(0, str::len);
-        if bytes > limit_bytes && !truncate {
-            return Err(TextError::TooLong { bytes, limit_bytes });
-        }
-        let (text, second) = (head(text, limit_bytes), second.map(|text| head(text, limit_bytes)));
-        let tokenizer = if truncate { &self.inner.truncating } else { &self.inner.text.tokenizer };
-        let encoding = guarded(|| match second {
-            None => tokenizer.encode(text, true),
-            Some(second) => tokenizer.encode((text, second), true),
-        })?;
-        let own = encoding.get_special_tokens_mask();
-        let spans = encoding.get_offsets().iter().zip(own);
-        Ok(Input {
-            ids: encoding.get_ids().to_vec(),
-            types: encoding.get_type_ids().to_vec(),
-            spans: spans.map(|(span, own)| if *own == 1 { (0, 0) } else { *span }).collect(),
-        })
+    /// Tokens of a text. With `truncate` it loses its end until it fits; else one that is too long is refused. CPU work
+    /// proportional to the text: keep it off an async runtime's threads.
+    pub fn encode(&self, text: &str, truncate: bool) -> Result<Input, TextError> {
+        self.inner.tokens.of_text(text, truncate)
+    }
+
+    /// For pairs of one query and many documents: the query is tokenised once.
+    ///
+    /// # Errors
+    /// As [`EncoderEngine::encode`]'s, for a query that is too long by itself.
+    pub fn pairs(&self, query: &str, truncate: bool) -> Result<Pairs<'_>, TextError> {
+        self.inner.tokens.pairs(query, truncate)
     }
 
     /// Token ids as they are, for clients that tokenise themselves.
     pub fn from_ids(&self, ids: Vec<u32>) -> Input {
-        Input { ids, types: Vec::new(), spans: Vec::new() }
+        Input::of_ids(ids)
     }
 
     /// Admits a request or says why not; never blocks on the engine.
@@ -324,18 +322,34 @@ impl EncoderEngine {
             }
         }
         let tokens: usize = inputs.iter().map(Input::n_tokens).sum();
+        if tokens > MAX_REQUEST_TOKENS {
+            return Err(EncoderSubmitError::TooMany { tokens });
+        }
         let door = &self.inner.door;
         let mut state = door.lock();
         if state.phase != Phase::Open {
             return Err(EncoderSubmitError::ShuttingDown);
         }
-        let full =
-            state.queue.len() >= door.max_queue || state.queued_tokens + tokens > door.max_queue_tokens;
-        // One request alone is always admitted: the limit is for what waits behind others.
-        if full && !state.queue.is_empty() {
-            let seconds = (state.queued_tokens as f64 / state.tokens_per_second).ceil().clamp(1.0, 60.0);
+        let gone = if state.is_full(door, tokens) { state.sweep() } else { Vec::new() };
+        let admitted = self.admit(state, inputs, tokens, deadline, results);
+        gone.into_iter().for_each(|(mut job, how)| job.end(how));
+        admitted
+    }
+
+    fn admit(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        inputs: Vec<Input>,
+        tokens: usize,
+        deadline: Option<Instant>,
+        results: Results,
+    ) -> Result<CancelToken, EncoderSubmitError> {
+        let door = &self.inner.door;
+        if state.is_full(door, tokens) {
+            let waiting = state.queued_tokens + state.rests.iter().sum::<usize>();
+            let seconds = (waiting as f64 / state.tokens_per_second).ceil().clamp(1.0, 60.0);
             return Err(EncoderSubmitError::QueueFull {
-                queued_tokens: state.queued_tokens,
+                queued_tokens: waiting,
                 retry_after: Duration::from_secs(seconds as u64),
             });
         }
@@ -347,6 +361,7 @@ impl EncoderEngine {
         state.queue.push_back(Job {
             outputs: Vec::with_capacity(inputs.len()),
             inputs,
+            tokens,
             results: Some(results),
             deadline,
             cancel: cancel.clone(),
@@ -359,7 +374,7 @@ impl EncoderEngine {
         let state = self.inner.door.lock();
         let resting = state.idle && state.queue.is_empty();
         EncoderStats {
-            running: state.running,
+            running: state.rests.len(),
             queued: state.queue.len(),
             queued_tokens: state.queued_tokens,
             heartbeat_age: if resting { Duration::ZERO } else { state.heartbeat.elapsed() },
@@ -418,186 +433,4 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// At most so many bytes of a text, whole characters.
-fn head(text: &str, bytes: usize) -> &str {
-    &text[..text.floor_char_boundary(bytes)]
-}
-
-struct Worker {
-    encoder: Encoder,
-    recipe: Recipe,
-    task: EncoderTask,
-    batch_tokens: usize,
-    door: Arc<Door>,
-}
-
-impl Worker {
-    fn run(mut self) {
-        // Requests of which some inputs are done: long ones are computed in several batches, in turn with others.
-        let mut under_way: VecDeque<Job> = VecDeque::new();
-        while let Some(phase) = self.take(&mut under_way) {
-            let now = Instant::now();
-            under_way.retain_mut(|job| {
-                let how = match () {
-                    () if phase == Phase::Stopping || job.cancel.is_cancelled() => Encoded::Cancelled,
-                    () if job.deadline.is_some_and(|deadline| deadline <= now) => Encoded::Deadline,
-                    () => return true,
-                };
-                job.end(how);
-                false
-            });
-            self.batch(&mut under_way);
-        }
-    }
-
-    /// Waits for work, then moves what waits to `under_way` as far as a batch reaches. `None` = the engine stops.
-    fn take(&self, under_way: &mut VecDeque<Job>) -> Option<Phase> {
-        let mut state = self.door.lock();
-        state.running = under_way.len();
-        state.heartbeat = Instant::now();
-        while under_way.is_empty() && state.queue.is_empty() {
-            state.idle = true;
-            self.door.idle.notify_all();
-            if state.phase == Phase::Stopping {
-                return None;
-            }
-            state = self.door.work.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        (state.idle, state.heartbeat) = (false, Instant::now());
-        let mut tokens: usize =
-            under_way.iter().map(|job| rest(job).map(Input::n_tokens).sum::<usize>()).sum();
-        while tokens < self.batch_tokens || under_way.is_empty() || state.phase == Phase::Stopping {
-            let Some(job) = state.queue.pop_front() else { break };
-            let n: usize = job.inputs.iter().map(Input::n_tokens).sum();
-            state.queued_tokens -= n;
-            tokens += n;
-            under_way.push_back(job);
-        }
-        state.running = under_way.len();
-        Some(state.phase)
-    }
-
-    /// Computes the next inputs, first come first served, as many as a batch holds.
-    fn batch(&mut self, under_way: &mut VecDeque<Job>) {
-        let (mut inputs, mut tokens): (Vec<&Input>, usize) = (Vec::new(), 0);
-        let mut shares = Vec::new();
-        for job in under_way.iter() {
-            let before = inputs.len();
-            for input in rest(job) {
-                if !inputs.is_empty() && tokens + input.n_tokens() > self.batch_tokens {
-                    break;
-                }
-                tokens += input.n_tokens();
-                inputs.push(input);
-            }
-            shares.push(inputs.len() - before);
-            if tokens >= self.batch_tokens {
-                break;
-            }
-        }
-        if inputs.is_empty() {
-            return;
-        }
-        let began = Instant::now();
-        let n_inputs = inputs.len();
-        let outcome = contained::run(|| compute(&mut self.encoder, self.recipe, self.task, &inputs));
-        drop(inputs);
-        match outcome {
-            Ok(Ok(outputs)) => {
-                let mut outputs = outputs.into_iter();
-                for (job, share) in under_way.iter_mut().zip(shares) {
-                    job.outputs.extend(outputs.by_ref().take(share));
-                }
-            }
-            failed => {
-                let message = match failed {
-                    Ok(Err(message)) => message,
-                    _ => "a batch panicked".to_owned(),
-                };
-                tracing::error!(message, "a batch failed");
-                for (job, _) in under_way.iter_mut().zip(shares).filter(|(_, share)| *share > 0) {
-                    job.end(Encoded::Error(message.clone()));
-                }
-            }
-        }
-        self.count(n_inputs, tokens, began.elapsed());
-        under_way.retain_mut(|job| {
-            if job.results.is_some() && job.outputs.len() == job.inputs.len() {
-                let outputs = std::mem::take(&mut job.outputs);
-                job.end(Encoded::Done(outputs));
-            }
-            job.results.is_some()
-        });
-    }
-
-    /// Counted before the results go out: whoever hears of them finds them in the figures.
-    fn count(&self, inputs: usize, tokens: usize, took: Duration) {
-        let mut state = self.door.lock();
-        state.inputs += inputs as u64;
-        state.tokens += tokens as u64;
-        state.batches += 1;
-        let speed = tokens as f64 / took.as_secs_f64().max(1e-6);
-        state.tokens_per_second = state.tokens_per_second.mul_add(0.75, 0.25 * speed);
-    }
-}
-
-/// Inputs that are not computed yet.
-fn rest(job: &Job) -> impl Iterator<Item = &Input> {
-    job.inputs.iter().skip(job.outputs.len())
-}
-
-fn compute(
-    encoder: &mut Encoder,
-    recipe: Recipe,
-    task: EncoderTask,
-    inputs: &[&Input],
-) -> Result<Vec<Output>, String> {
-    let rows: Vec<Row<'_>> =
-        inputs.iter().map(|input| Row { tokens: &input.ids, types: &input.types }).collect();
-    let hidden = encoder.shape.hidden;
-    match task {
-        EncoderTask::Embed => {
-            let mut states = &*encoder.hidden(&rows)?;
-            let embedding = |input: &&Input| {
-                let (own, rest) = states.split_at(input.n_tokens() * hidden);
-                states = rest;
-                let mut vector = pooling::pooled(recipe.pooling, own, hidden);
-                if recipe.normalize {
-                    pooling::normalize(&mut vector);
-                }
-                Output::Embedding(vector)
-            };
-            Ok(inputs.iter().map(embedding).collect())
-        }
-        EncoderTask::Rerank => Ok(encoder.logits(&rows)?.into_iter().map(Output::Score).collect()),
-        EncoderTask::TokenClassify => {
-            let logits = encoder.logits(&rows)?;
-            let names = &encoder.shape.labels;
-            let mut rows = logits.chunks_exact(names.len());
-            let labels = |input: &&Input| {
-                let own = rows.by_ref().take(input.n_tokens());
-                Output::Labels(token_labels(names, own, &input.spans))
-            };
-            Ok(inputs.iter().map(labels).collect())
-        }
-    }
-}
-
-fn token_labels<'l>(
-    names: &[String],
-    rows: impl Iterator<Item = &'l [f32]>,
-    spans: &[(usize, usize)],
-) -> Vec<TokenLabel> {
-    let mut end_before = None;
-    rows.enumerate()
-        .filter_map(|(i, row)| {
-            let (start, end) = spans.get(i).copied().filter(|(start, end)| end > start)?;
-            let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b]))?;
-            let total: f32 = row.iter().map(|x| (x - row[best]).exp()).sum();
-            let continues = end_before.replace(end) == Some(start);
-            Some(TokenLabel { label: names[best].clone(), score: 1.0 / total, start, end, continues })
-        })
-        .collect()
 }

@@ -2,12 +2,13 @@
 
 use std::{sync::Arc, thread};
 
-use tokenizers::{Tokenizer, TruncationParams};
+use tokenizers::TruncationParams;
 
 use super::{
     config::{self, CONFIG, Head},
     engine::{EncoderLimits, EncoderTask},
     graph::Encoder,
+    input::Tokens,
     pooling::Recipe,
 };
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
     files::{self, Files},
     kernels::{PackedFormat, Pool},
     load::Meter,
-    text::{self, Text},
+    text,
     weights::folder::FolderWeights,
 };
 
@@ -25,9 +26,7 @@ pub(super) struct Loaded {
     pub(super) limits: EncoderLimits,
     pub(super) encoder: Encoder,
     pub(super) recipe: Recipe,
-    pub(super) text: Text,
-    /// The same tokenizer, cutting what is too long.
-    pub(super) truncating: Tokenizer,
+    pub(super) tokens: Tokens,
 }
 
 /// Tokens of a batch: what fits the caches of a CPU, whatever a decoder's steps are set to.
@@ -145,5 +144,6 @@ fn folder(
         Head::Tokens(_) => EncoderTask::TokenClassify,
     };
     let limits = EncoderLimits { task, max_tokens, dimensions: shape.hidden };
-    Ok(Loaded { facts, limits, encoder, recipe, text, truncating })
+    let tokens = Tokens { text, truncating, max_tokens, spans: task == EncoderTask::TokenClassify };
+    Ok(Loaded { facts, limits, encoder, recipe, tokens })
 }

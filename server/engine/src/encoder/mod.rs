@@ -8,13 +8,16 @@ mod engine;
 #[cfg(test)]
 mod golden;
 mod graph;
+mod input;
 mod load;
 mod pooling;
 #[cfg(test)]
 mod tests;
+mod worker;
 
 pub use engine::{
-    Encoded, EncoderEngine, EncoderLimits, EncoderStats, EncoderSubmitError, EncoderTask, Input, Output,
-    Results, TokenLabel,
+    Encoded, EncoderEngine, EncoderLimits, EncoderStats, EncoderSubmitError, EncoderTask, MAX_REQUEST_TOKENS,
+    Output, Results, TokenLabel,
 };
+pub use input::{Input, Pairs};
 pub use load::is_encoder;

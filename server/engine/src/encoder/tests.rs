@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{engine::TokenLabel, *};
-use crate::{EngineConfig, LoadError, ModelSource, Quantization};
+use crate::{CancelToken, EngineConfig, LoadError, ModelSource, Quantization, TextError};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -74,7 +74,7 @@ fn a_text_has_the_same_vector_alone_and_among_others() {
     let engine = engine_of("bert", &config());
     assert_eq!(engine.limits().task, EncoderTask::Embed);
     let texts = ["w5 w6 w7", "w9", "w5 w6 w7 w8 w10 w11 w12"];
-    let inputs: Vec<_> = texts.iter().map(|text| engine.encode(text, None, false).unwrap()).collect();
+    let inputs: Vec<_> = texts.iter().map(|text| engine.encode(text, false).unwrap()).collect();
     assert_eq!(inputs[0].n_tokens(), 5, "with the tokenizer's own two");
     let together = run(&engine, inputs.clone());
     for (input, expected) in inputs.into_iter().zip(&together) {
@@ -91,7 +91,7 @@ fn weights_in_8_bits_give_nearly_the_same_vectors() {
     let text = "w5 w6 w7 w8";
     let vector = |quantization| {
         let engine = engine_of("bert", &EngineConfig { quantization, ..config() });
-        match run(&engine, vec![engine.encode(text, None, false).unwrap()]).remove(0) {
+        match run(&engine, vec![engine.encode(text, false).unwrap()]).remove(0) {
             Output::Embedding(vector) => vector,
             other => panic!("{other:?}"),
         }
@@ -105,14 +105,14 @@ fn weights_in_8_bits_give_nearly_the_same_vectors() {
 fn pairs_have_scores_and_tokens_have_labels() {
     let reranker = engine_of("bert-rerank", &config());
     assert_eq!(reranker.limits().task, EncoderTask::Rerank);
-    let pair = |a, b| reranker.encode(a, Some(b), false).unwrap();
+    let pair = |a, b| reranker.pairs(a, false).unwrap().with(b, usize::MAX).unwrap();
     let outputs = run(&reranker, vec![pair("w5", "w6 w7"), pair("w5", "w8"), pair("w5", "w6 w7")]);
     assert_eq!(outputs[0], outputs[2]);
     assert!(matches!((&outputs[0], &outputs[1]), (Output::Score(a), Output::Score(b)) if a != b));
 
     let tagger = engine_of("bert-ner", &config());
     assert_eq!(tagger.limits().task, EncoderTask::TokenClassify);
-    let outputs = run(&tagger, vec![tagger.encode("w5 w6  w7", None, false).unwrap()]);
+    let outputs = run(&tagger, vec![tagger.encode("w5 w6  w7", false).unwrap()]);
     let Output::Labels(labels) = &outputs[0] else { panic!("{outputs:?}") };
     let spans: Vec<_> = labels.iter().map(|label| (label.start, label.end, label.continues)).collect();
     assert_eq!(spans, [(0, 2, false), (3, 5, false), (7, 9, false)]);
@@ -124,15 +124,20 @@ fn long_texts_are_refused_or_cut() {
     let engine = engine_of("xlm-roberta", &config());
     let most = engine.limits().max_tokens;
     let long = vec!["w5"; most].join(" ");
-    let refused = engine.submit(vec![engine.encode(&long, None, false).unwrap()], None, Box::new(|_| ()));
-    assert_eq!(
-        refused.err(),
-        Some(EncoderSubmitError::TooLong { input: 0, tokens: most + 2, max_tokens: most })
+    let refused = engine.encode(&long, false);
+    assert!(
+        matches!(refused, Err(TextError::TooManyTokens { tokens, max_tokens }) if tokens == most + 2 && max_tokens == most),
+        "{refused:?}"
     );
-    let cut = engine.encode(&long, None, true).unwrap();
+    assert!(
+        engine.pairs(&long, false).is_err() || engine.pairs(&long, false).unwrap().with("w5", 9).is_err()
+    );
+    let ids = engine.submit(vec![engine.from_ids(vec![5; most + 1])], None, Box::new(|_| ()));
+    assert!(matches!(ids, Err(EncoderSubmitError::TooLong { input: 0, .. })), "{ids:?}");
+    let cut = engine.encode(&long, true).unwrap();
     assert_eq!(cut.n_tokens(), most);
     run(&engine, vec![cut]);
-    let pair = engine.encode(&long, Some("w7 w8"), true).unwrap();
+    let pair = engine.pairs(&long, true).unwrap().with("w7 w8", usize::MAX).unwrap();
     assert!(pair.n_tokens() <= most);
     for (ids, what) in [(vec![], "no tokens"), (vec![1 << 30], "outside")] {
         match engine.submit(vec![engine.from_ids(ids)], None, Box::new(|_| ())) {
@@ -142,10 +147,95 @@ fn long_texts_are_refused_or_cut() {
     }
 }
 
+/// As the tokenizer itself puts a pair together.
+#[test]
+fn a_query_that_is_tokenised_once_gives_the_pairs_of_its_documents() {
+    let engine = engine_of("bert-rerank", &config());
+    let most = engine.limits().max_tokens;
+    let words = |n: usize| vec!["w7"; n].join(" ");
+    let tokenizer = |truncate: bool| {
+        let dir = folder("bert-rerank");
+        let mut tokenizer = tokenizers::Tokenizer::from_file(dir.path().join("tokenizer.json")).unwrap();
+        let cut = tokenizers::TruncationParams { max_length: most, ..Default::default() };
+        tokenizer.with_truncation(truncate.then_some(cut)).unwrap();
+        tokenizer
+    };
+    for (query, document) in
+        [(1, 2), (3, most), (most, 3), (most + 9, most + 5), (most / 2, most), (7 * most, 1)]
+    {
+        let (query, document) = (words(query), words(document));
+        let expected = tokenizer(true).encode((query.as_str(), document.as_str()), true).unwrap();
+        let pair = engine.pairs(&query, true).unwrap().with(&document, usize::MAX).unwrap();
+        assert_eq!((&pair.ids[..], &pair.types[..]), (expected.get_ids(), expected.get_type_ids()));
+    }
+    let whole = tokenizer(false).encode(("w5 w6", "w7"), true).unwrap();
+    let pairs = engine.pairs("w5 w6", false).unwrap();
+    assert_eq!(pairs.with("w7", usize::MAX).unwrap().ids, whole.get_ids());
+    assert!(matches!(pairs.with(&words(most), usize::MAX), Err(TextError::TooManyTokens { .. })));
+    assert_eq!(pairs.with(&words(9), 1).unwrap().ids, whole.get_ids(), "documents cut to one token");
+}
+
+/// A long request and short ones take turns.
+#[test]
+fn a_short_request_does_not_wait_for_a_long_one() {
+    let engine = engine_of("bert", &config());
+    let text = engine.encode("w5 w6 w7 w8 w9 w10 w11 w12 w13 w14 w15 w16", false).unwrap();
+    let (sender, receiver) = mpsc::channel();
+    let submit = |name: &'static str, n: usize| {
+        let sender = sender.clone();
+        let tell = move |how| sender.send((name, matches!(how, Encoded::Done(_)))).unwrap();
+        engine.submit(vec![text.clone(); n], None, Box::new(tell)).unwrap()
+    };
+    submit("long", MAX_REQUEST_TOKENS / text.n_tokens());
+    submit("short", 1);
+    assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), ("short", true));
+    let more =
+        engine.submit(vec![text.clone(); MAX_REQUEST_TOKENS / text.n_tokens() + 1], None, Box::new(|_| ()));
+    assert!(matches!(more, Err(EncoderSubmitError::TooMany { .. })), "{more:?}");
+    assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), ("long", true));
+}
+
+/// Those who left make room at once, whatever is being computed.
+#[test]
+fn clients_that_left_do_not_keep_their_places_in_the_queue() {
+    let engine = engine_of("bert", &config());
+    let text = engine.encode("w5 w6 w7 w8 w9 w10 w11 w12 w13 w14 w15 w16", false).unwrap();
+    let long = || engine.submit(vec![text.clone(); 4000], None, Box::new(|_| ()));
+    let mut cancels = Vec::new();
+    let refused = loop {
+        match long() {
+            Ok(cancel) => cancels.push(cancel),
+            Err(refused) => break refused,
+        }
+        assert!(cancels.len() < 2000, "nothing is ever refused");
+    };
+    assert!(matches!(refused, EncoderSubmitError::QueueFull { .. }), "{refused}");
+    // Without a look at what is under way: only the queue is swept here.
+    cancels.iter().for_each(CancelToken::cancel);
+    let until = Instant::now() + PATIENCE;
+    while let Err(refused) = long() {
+        assert!(
+            matches!(refused, EncoderSubmitError::QueueFull { .. }) && Instant::now() < until,
+            "{refused}"
+        );
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_wait_that_would_be_too_long_is_refused() {
+    let engine = engine_of("bert", &EngineConfig { max_wait: Some(Duration::from_millis(1)), ..config() });
+    let text = engine.encode("w5 w6 w7 w8 w9 w10 w11 w12 w13 w14 w15 w16", false).unwrap();
+    let submit = || engine.submit(vec![text.clone(); 4000], None, Box::new(|_| ()));
+    assert!(submit().is_ok(), "one alone is admitted whatever it takes");
+    let refused = submit();
+    assert!(matches!(refused, Err(EncoderSubmitError::QueueFull { .. })), "{refused:?}");
+}
+
 #[test]
 fn a_full_queue_is_an_answer_and_the_end_is_told_to_all() {
     let engine = engine_of("bert", &config());
-    let input = || vec![engine.encode("w5 w6 w7 w8 w9 w10 w11 w12", None, false).unwrap(); 64];
+    let input = || vec![engine.encode("w5 w6 w7 w8 w9 w10 w11 w12", false).unwrap(); 64];
     let (sender, receiver) = mpsc::channel();
     let mut admitted = 0;
     let mut refused = false;
@@ -177,7 +267,7 @@ fn a_full_queue_is_an_answer_and_the_end_is_told_to_all() {
 fn deadlines_and_cancellations_end_a_request() {
     let engine = engine_of("bert", &config());
     let (sender, receiver) = mpsc::channel();
-    let input = engine.encode("w5", None, false).unwrap();
+    let input = engine.encode("w5", false).unwrap();
     let tell = sender.clone();
     let past = Instant::now();
     engine.submit(vec![input.clone()], Some(past), Box::new(move |how| drop(tell.send(how)))).unwrap();

@@ -72,7 +72,9 @@ pub(super) fn schemas() -> Value {
             },
             "description": "What the answer must be. It ends with `stop` once it is whole, with `length` where it is cut"
         },
-        "user": { "type": ["string", "null"] }
+        "user": { "type": ["string", "null"] },
+        "prompt_cache_key": { "type": ["string", "null"], "description": "Taken, and of no use here" },
+        "prompt_cache_retention": { "type": ["string", "null"], "description": "Taken, and of no use here" }
     });
     let function = |arguments: Value| {
         json!({
@@ -296,6 +298,7 @@ pub(super) fn schemas() -> Value {
             ] } },
             "top_n": { "type": ["integer", "null"], "minimum": 1 },
             "return_documents": { "type": ["boolean", "null"] },
+            "max_tokens_per_doc": { "type": ["integer", "null"], "minimum": 1, "description": "Of each document, the first so many tokens are read" },
             "raw_scores": { "type": ["boolean", "null"], "description": "The model's own scores, not their logistic function" },
             "truncate": { "type": ["boolean", "null"], "description": "Cut what is too long (default)" }
         }), &model)),
