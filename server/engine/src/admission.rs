@@ -10,7 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{CancelToken, EngineConfig, GenerateRequest, Sink, SubmitError, schedule::Figures};
+use crate::{
+    CancelToken, EngineConfig, GenerateRequest, Sink, SubmitError, kernels::Pulse, schedule::Figures,
+};
 
 /// A request that was admitted and waits for a sequence slot.
 pub(crate) struct Pending {
@@ -41,6 +43,8 @@ struct State {
     /// The thread waits for work, so its heartbeat stands still for a good reason.
     idle: bool,
     heartbeat: Instant,
+    /// Of the threads that compute, as they were then.
+    pulse: [u64; 3],
     speed: Speed,
     figures: Figures,
 }
@@ -67,6 +71,7 @@ pub(crate) struct Admission {
     /// The engine became idle: for those who drain.
     idle: Condvar,
     limits: Limits,
+    pulse: Pulse,
     pub(crate) counters: Counters,
 }
 
@@ -91,6 +96,7 @@ pub(crate) struct Counters {
     pub(crate) prompt_tokens: AtomicU64,
     pub(crate) completion_tokens: AtomicU64,
     pub(crate) steps: AtomicU64,
+    pub(crate) step_tokens: AtomicU64,
 }
 
 impl Counters {
@@ -117,7 +123,8 @@ pub(crate) struct Snapshot {
 }
 
 impl Admission {
-    pub(crate) fn new(limits: Limits) -> Self {
+    /// `pulse` is that of the threads which compute the steps.
+    pub(crate) fn new(limits: Limits, pulse: Pulse) -> Self {
         Self {
             state: Mutex::new(State {
                 queue: VecDeque::new(),
@@ -127,12 +134,14 @@ impl Admission {
                 queued_tokens: 0,
                 idle: true,
                 heartbeat: Instant::now(),
+                pulse: pulse.read(),
                 speed: Speed { service: 1.0, output: None, prefill: None, decode: None },
                 figures: Figures::default(),
             }),
             work: Condvar::new(),
             idle: Condvar::new(),
             limits,
+            pulse,
             counters: Counters::default(),
         }
     }
@@ -257,8 +266,13 @@ impl Admission {
         true
     }
 
+    /// Asked again and again, its heartbeat is as fine as the tasks of a step: a step may take as long as it likes.
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let state = self.lock();
+        let mut state = self.lock();
+        let pulse = self.pulse.read();
+        if pulse != state.pulse {
+            (state.pulse, state.heartbeat) = (pulse, Instant::now());
+        }
         let resting = state.idle && state.queue.is_empty();
         Snapshot {
             running: state.running,
@@ -296,7 +310,8 @@ mod tests {
     use super::*;
 
     fn door(max_sequences: usize, max_queue: usize) -> Admission {
-        Admission::new(Limits { max_sequences, max_queue, max_queue_tokens: None, max_wait: None })
+        let limits = Limits { max_sequences, max_queue, max_queue_tokens: None, max_wait: None };
+        Admission::new(limits, Pulse::default())
     }
 
     fn pending() -> Pending {
@@ -340,7 +355,7 @@ mod tests {
     #[test]
     fn tokens_that_wait_are_bounded_and_one_prompt_may_always_wait() {
         let limits = Limits { max_sequences: 1, max_queue: 10, max_queue_tokens: Some(150), max_wait: None };
-        let door = Admission::new(limits);
+        let door = Admission::new(limits, Pulse::default());
         door.submit(pending()).unwrap();
         door.take(0, true, |_, _| false);
         let mut large = pending();
@@ -357,7 +372,7 @@ mod tests {
     fn the_wait_is_estimated_from_what_was_measured() {
         let max_wait = Some(Duration::from_secs(10));
         let limits = Limits { max_sequences: 2, max_queue: 100, max_queue_tokens: None, max_wait };
-        let door = Admission::new(limits);
+        let door = Admission::new(limits, Pulse::default());
         // 10 ms for a token of a prompt, 20 ms for a generated one; 50 of those, which take 2 s.
         for _ in 0..100 {
             door.stepped(Duration::from_secs(1), 90, 10);

@@ -52,6 +52,9 @@ pub struct ChatRequest {
     pub variables: serde_json::Map<String, serde_json::Value>,
 }
 
+/// Tokens in a block of the KV cache.
+pub const KV_BLOCK_TOKENS: usize = crate::kernels::BLOCK_TOKENS;
+
 /// What an engine is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -59,7 +62,9 @@ pub struct Stats {
     pub running: usize,
     /// Requests that wait for one.
     pub queued: usize,
-    /// Since the engine's thread last finished a step; zero when it has nothing to do. Large = wedged.
+    /// Since [`Engine::stats`] first saw the last progress: a step that began or ended, or one of the many tasks in it.
+    /// Zero when there is nothing to do. So it tells seconds of silence, however long a step is, if it is asked more
+    /// often than that. Large = wedged.
     pub heartbeat_age: Duration,
     /// False once [`Engine::drain`] or [`Engine::shutdown`] was called.
     pub accepting: bool,
@@ -73,6 +78,8 @@ pub struct Stats {
     pub prompt_tokens_total: u64,
     pub completion_tokens_total: u64,
     pub steps_total: u64,
+    /// Tokens that they computed, of prompts and behind them.
+    pub step_tokens_total: u64,
     /// Prompt tokens that were looked for in the blocks, and those that were there and not computed again.
     pub prefix_query_tokens_total: u64,
     pub prefix_hit_tokens_total: u64,
@@ -93,7 +100,7 @@ impl Engine {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self, LoadError> {
         let loaded = load::load(source, config, progress)?;
-        let admission = Arc::new(Admission::new(config.into()));
+        let admission = Arc::new(Admission::new(config.into(), loaded.model.pool().pulse()));
         let text = Arc::new(loaded.text);
         let worker = step::Worker::new(
             loaded.model,
@@ -211,6 +218,7 @@ impl Engine {
             prompt_tokens_total: counters.prompt_tokens.load(Relaxed),
             completion_tokens_total: counters.completion_tokens.load(Relaxed),
             steps_total: counters.steps.load(Relaxed),
+            step_tokens_total: counters.step_tokens.load(Relaxed),
             prefix_query_tokens_total: seen.figures.prefix_queries,
             prefix_hit_tokens_total: seen.figures.prefix_hits,
             preemptions_total: seen.figures.preemptions,

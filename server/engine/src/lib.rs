@@ -41,7 +41,7 @@ pub use encoder::{
     Encoded, EncoderEngine, EncoderLimits, EncoderStats, EncoderSubmitError, EncoderTask, Input,
     MAX_REQUEST_TOKENS, Output, Pairs, Results, TokenLabel, is_encoder,
 };
-pub use engine::{ChatRequest, Engine, SpecialTokens, Stats, WarmUpError};
+pub use engine::{ChatRequest, Engine, KV_BLOCK_TOKENS, SpecialTokens, Stats, WarmUpError};
 pub use error::{LoadError, LoadPhase, LoadProgress, TextError};
 pub use facts::{Memory, ModelFacts};
 pub use request::{

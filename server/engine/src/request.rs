@@ -172,6 +172,8 @@ pub struct Usage {
     pub accepted_draft_tokens: u32,
     /// Guessed tokens that were computed in vain.
     pub rejected_draft_tokens: u32,
+    /// Prompt tokens whose keys and values were there already and not computed again.
+    pub cached_tokens: u32,
 }
 
 /// Where the time went.

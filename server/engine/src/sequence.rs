@@ -41,6 +41,8 @@ pub(crate) struct Sequence {
     n_generated: usize,
     n_accepted: u32,
     n_rejected: u32,
+    /// Tokens of the prompt that were there already; known once it has blocks.
+    n_cached: Option<usize>,
     /// Chosen in this step and not yet delivered; then what went wrong.
     chosen: Vec<Chosen>,
     failed: Option<String>,
@@ -86,6 +88,7 @@ impl Sequence {
             n_generated: 0,
             n_accepted: 0,
             n_rejected: 0,
+            n_cached: None,
             chosen: Vec::new(),
             failed: None,
         };
@@ -108,6 +111,11 @@ impl Sequence {
 
     pub(crate) fn n_generated(&self) -> usize {
         self.n_generated
+    }
+
+    /// The position of its first token that is computed. What is computed again after a preemption changes nothing.
+    pub(crate) fn computed_from(&mut self, start: usize) {
+        self.n_cached.get_or_insert(start);
     }
 
     /// Ends the sequence if its client left or its time is up.
@@ -236,6 +244,7 @@ impl Sequence {
                 completion_tokens: self.n_generated as u32,
                 accepted_draft_tokens: self.n_accepted,
                 rejected_draft_tokens: self.n_rejected,
+                cached_tokens: self.n_cached.unwrap_or(0) as u32,
             },
             timings: Timings {
                 queue: self.started - self.submitted,

@@ -71,6 +71,11 @@ impl Worker {
             if !parts.is_empty() {
                 // Before anybody hears of a token, as with the counters.
                 self.admission.show(self.scheduler.figures());
+                for part in &parts {
+                    if let Some(sequence) = self.sequences.get_mut(&part.id) {
+                        sequence.computed_from(part.start);
+                    }
+                }
                 self.guarded_step(&parts);
                 self.leave();
             }
@@ -140,6 +145,8 @@ impl Worker {
 
     fn step(&mut self, parts: &[Part]) -> Result<(), String> {
         let began = Instant::now();
+        #[cfg(test)]
+        crate::tests::faults::in_step(&self.model.pool(), parts)?;
         self.compute(parts)?;
         for part in parts {
             let chosen = match self.sequences.get_mut(&part.id) {
@@ -154,7 +161,9 @@ impl Worker {
         let n_rows = |is_prefill: bool| -> usize {
             parts.iter().filter(|part| part.is_prefill == is_prefill).map(|part| part.tokens.len()).sum()
         };
-        self.admission.stepped(began.elapsed(), n_rows(true), n_rows(false));
+        let (n_prefill, n_decode) = (n_rows(true), n_rows(false));
+        Counters::add(&self.admission.counters.step_tokens, n_prefill + n_decode);
+        self.admission.stepped(began.elapsed(), n_prefill, n_decode);
         Ok(())
     }
 

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use candela_crds::{EngineName, EnvValue, Volume as VolumeSpec};
-use candela_wire::config::{HTTP_PORT, INTERNAL_PORT, SERVER_CONFIG_PATH};
+use candela_wire::{
+    config::{HTTP_PORT, INTERNAL_PORT, SERVER_CONFIG_PATH},
+    health::{self, ProbeTiming},
+};
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapKeySelector, ConfigMapVolumeSource, Container, ContainerPort,
     EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, Lifecycle, LifecycleHandler,
@@ -86,14 +89,7 @@ fn server(resolved: &Resolved) -> Container {
         ports: Some(ports),
         resources: Some(resources(resolved, true)),
         startup_probe: Some(startup_probe(resolved)),
-        readiness_probe: Some(Probe {
-            http_get: Some(get(custom, "/readyz")),
-            period_seconds: Some(2),
-            timeout_seconds: Some(3),
-            failure_threshold: Some(3),
-            success_threshold: Some(1),
-            ..Probe::default()
-        }),
+        readiness_probe: Some(readiness_probe(custom)),
         liveness_probe: Some(liveness_probe(custom)),
         lifecycle: (custom && i64::from(resolved.grace_secs) > 2 * CUSTOM_PRE_STOP_SECS).then(|| Lifecycle {
             pre_stop: Some(LifecycleHandler {
@@ -123,15 +119,37 @@ fn startup_probe(resolved: &Resolved) -> Probe {
     }
 }
 
-/// A foreign server is only known to listen: an answer to a request may wait behind others' requests.
-fn liveness_probe(custom: bool) -> Probe {
+fn readiness_probe(custom: bool) -> Probe {
+    let foreign = ProbeTiming { period_secs: 2, timeout_secs: 3, failures: 3 };
     Probe {
-        http_get: (!custom).then(|| get(false, "/livez")),
-        tcp_socket: custom
-            .then(|| TCPSocketAction { port: IntOrString::String("http".to_owned()), host: None }),
-        period_seconds: Some(10),
-        timeout_seconds: Some(5),
-        failure_threshold: Some(6),
+        http_get: Some(get(custom, "/readyz")),
+        ..timed(if custom { foreign } else { health::READINESS })
+    }
+}
+
+/// A foreign server is only known to listen: an answer to a request may wait behind others' requests. Ours says itself
+/// that it is stuck; what is stuck has nothing to drain, so it is not given the time for that.
+fn liveness_probe(custom: bool) -> Probe {
+    if custom {
+        let port = IntOrString::String("http".to_owned());
+        return Probe {
+            tcp_socket: Some(TCPSocketAction { port, host: None }),
+            ..timed(ProbeTiming { period_secs: 10, timeout_secs: 5, failures: 6 })
+        };
+    }
+    Probe {
+        http_get: Some(get(false, "/livez")),
+        termination_grace_period_seconds: Some(health::LIVENESS_GRACE_SECS.into()),
+        ..timed(health::LIVENESS)
+    }
+}
+
+fn timed(timing: ProbeTiming) -> Probe {
+    let number = |number: u32| i32::try_from(number).ok();
+    Probe {
+        period_seconds: number(timing.period_secs),
+        timeout_seconds: number(timing.timeout_secs),
+        failure_threshold: number(timing.failures),
         success_threshold: Some(1),
         ..Probe::default()
     }

@@ -14,7 +14,9 @@ use super::{
     load,
     worker::{Job, Worker},
 };
-use crate::{CancelToken, EngineConfig, LoadError, LoadProgress, ModelFacts, ModelSource, TextError};
+use crate::{
+    CancelToken, EngineConfig, LoadError, LoadProgress, ModelFacts, ModelSource, TextError, kernels::Pulse,
+};
 
 /// A loaded encoder; cheap to clone. When the last clone goes, its thread is joined.
 #[derive(Clone)]
@@ -135,7 +137,8 @@ pub struct EncoderStats {
     /// Requests that wait.
     pub queued: usize,
     pub queued_tokens: usize,
-    /// Since the thread last finished a batch; zero when it has nothing to do. Large = wedged.
+    /// Since [`EncoderEngine::stats`] first saw the last progress: a batch that began or ended, or one of the tasks in
+    /// it. Zero when there is nothing to do. Large = wedged.
     pub heartbeat_age: Duration,
     pub accepting: bool,
     pub inputs_total: u64,
@@ -158,6 +161,8 @@ pub(super) struct State {
     pub(super) phase: Phase,
     pub(super) idle: bool,
     pub(super) heartbeat: Instant,
+    /// Of the threads that compute, as they were then.
+    beats: [u64; 3],
     /// Exponentially weighted.
     pub(super) tokens_per_second: f64,
     pub(super) inputs: u64,
@@ -198,6 +203,7 @@ pub(super) struct Door {
     pub(super) state: Mutex<State>,
     pub(super) work: Condvar,
     pub(super) idle: Condvar,
+    pulse: Pulse,
     max_queue: usize,
     max_queue_tokens: usize,
     max_wait: Option<Duration>,
@@ -227,6 +233,7 @@ impl EncoderEngine {
     ) -> Result<Self, LoadError> {
         let loaded = load::load(source, config, progress)?;
         let limits = loaded.limits;
+        let pulse = loaded.encoder.pool().pulse();
         let door = Arc::new(Door {
             state: Mutex::new(State {
                 queue: VecDeque::new(),
@@ -235,6 +242,7 @@ impl EncoderEngine {
                 phase: Phase::Open,
                 idle: true,
                 heartbeat: Instant::now(),
+                beats: pulse.read(),
                 tokens_per_second: 1000.0,
                 inputs: 0,
                 tokens: 0,
@@ -242,6 +250,7 @@ impl EncoderEngine {
             }),
             work: Condvar::new(),
             idle: Condvar::new(),
+            pulse,
             max_queue: config.max_queue,
             max_queue_tokens: config.max_queue_tokens.unwrap_or_else(|| {
                 config.max_queue.saturating_mul(limits.max_tokens).max(2 * MAX_REQUEST_TOKENS)
@@ -371,7 +380,11 @@ impl EncoderEngine {
     }
 
     pub fn stats(&self) -> EncoderStats {
-        let state = self.inner.door.lock();
+        let mut state = self.inner.door.lock();
+        let beats = self.inner.door.pulse.read();
+        if beats != state.beats {
+            (state.beats, state.heartbeat) = (beats, Instant::now());
+        }
         let resting = state.idle && state.queue.is_empty();
         EncoderStats {
             running: state.rests.len(),

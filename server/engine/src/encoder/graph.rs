@@ -263,6 +263,11 @@ impl Encoder {
     }
 
     /// Tokens that fit.
+    /// The threads it computes on.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
     pub(crate) fn max_tokens(&self) -> usize {
         self.shape.positions - self.shape.first_position
     }

@@ -30,6 +30,20 @@ pub(crate) struct Pool {
     gate: Mutex<()>,
 }
 
+/// Tells whether a [`Pool`] gets on with its work, without a cost to that work.
+#[derive(Clone, Default)]
+pub(crate) struct Pulse {
+    shared: Arc<Shared>,
+}
+
+impl Pulse {
+    /// Differs from what it was before if a task began, ended or beat in between.
+    pub(crate) fn read(&self) -> [u64; 3] {
+        let Shared { ticket, done, beats, .. } = &*self.shared;
+        [ticket.load(Ordering::Relaxed), done.load(Ordering::Relaxed) as u64, beats.load(Ordering::Relaxed)]
+    }
+}
+
 /// A call's tasks, as a worker reads them.
 struct Job {
     task: *const (dyn Fn(usize) + Sync + 'static),
@@ -47,6 +61,8 @@ struct Shared {
     /// Points to a [`Job`] on the caller's stack.
     job: AtomicPtr<Job>,
     done: AtomicUsize,
+    /// Tasks that one thread did alone, and [`Pool::beat`].
+    beats: AtomicU64,
     sleepers: AtomicUsize,
     lock: Mutex<()>,
     wake: Condvar,
@@ -72,6 +88,16 @@ impl Pool {
         Ok(pool)
     }
 
+    pub(crate) fn pulse(&self) -> Pulse {
+        Pulse { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Says that a task gets on. For tasks of more than some tenths of a second on a slow machine: who watches the
+    /// [`Pulse`] takes seconds of silence for a thread that is stuck.
+    pub(crate) fn beat(&self) {
+        self.shared.beats.fetch_add(1, Ordering::Relaxed);
+    }
+
     #[cfg(test)]
     pub(crate) fn threads(&self) -> usize {
         self.workers.len() + 1
@@ -81,7 +107,10 @@ impl Pool {
     /// first panic goes on here after that.
     pub(crate) fn run(&self, n: usize, task: &(dyn Fn(usize) + Sync)) {
         if n <= 1 || self.workers.is_empty() || INSIDE.get() {
-            (0..n).for_each(task);
+            for i in 0..n {
+                task(i);
+                self.beat();
+            }
             return;
         }
         assert!(n as u64 <= MASK, "too many tasks");

@@ -1,6 +1,7 @@
 //! The whole engine over tiny models with random weights.
 
 mod batching;
+pub(crate) mod faults;
 mod generate;
 mod hostile;
 mod lifecycle;

@@ -73,6 +73,8 @@ pub(crate) fn attention_bidirectional(
             pack(isa, call, (first_row, n), head, base);
             let group = shape.group();
             for first in (0..n * group).step_by(TILE) {
+                // A long text's head is seconds of work on a machine that has little time for us.
+                pool.beat();
                 // SAFETY: `check` has seen that the buffers hold all rows.
                 let (q, out) = unsafe {
                     (
