@@ -6,15 +6,20 @@ use std::{
 };
 
 use candela_engine::KvType;
-use candela_wire::{config::ServerConfig, internal::Startup, openai::RequestLimits};
+use candela_wire::{
+    config::ServerConfig, health::READY_SILENCE_SECS, internal::Startup, openai::RequestLimits,
+};
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
     api::Budget,
+    health::Health,
     lifecycle::Lifecycle,
-    metrics::{Metrics, Now},
+    metrics::{Metrics, Now, Seen},
+    model::Served,
     models::Models,
     progress::Progress,
+    telemetry::Traces,
     trust::Trust,
 };
 
@@ -53,8 +58,8 @@ pub struct Limits {
     pub request: Duration,
     /// From SIGTERM until the listener closes: endpoints need that long to forget this pod.
     pub drain_window: Duration,
-    /// A step that takes longer than this while there is work means a wedged engine: `/livez` fails, and `/readyz`
-    /// after half of it.
+    /// An engine that has work and does not get on for so long is stuck: `/readyz` fails, and after three times as long
+    /// `/livez`.
     pub heartbeat: Duration,
     /// Between two looks at the trust file.
     pub trust: Duration,
@@ -80,7 +85,7 @@ impl Default for Limits {
             keep_alive: Duration::from_secs(15),
             request: Duration::from_secs(600),
             drain_window: Duration::from_secs(5),
-            heartbeat: Duration::from_secs(60),
+            heartbeat: Duration::from_secs(READY_SILENCE_SECS.into()),
             trust: Duration::from_secs(2),
             shape: RequestLimits::default(),
         }
@@ -94,6 +99,9 @@ pub(crate) struct App {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) progress: Arc<Progress>,
     pub(crate) lifecycle: Lifecycle,
+    /// `None` = nobody asked for traces.
+    pub(crate) traces: Option<Traces>,
+    pub(crate) health: Health,
     pub(crate) models: Models,
     /// Whom headers are believed from.
     pub(crate) trust: Arc<Trust>,
@@ -109,12 +117,16 @@ pub(crate) struct App {
 
 impl App {
     pub(crate) fn now(&self) -> Now {
-        let mut now = Now { running: 0, queued: 0, in_flight: self.lifecycle.in_flight() };
-        for served in self.models.loaded() {
-            let stats = served.loaded.load();
-            now.running += stats.running;
-            now.queued += stats.queued;
+        let seen = |served: &Served| Seen {
+            model: served.name.clone(),
+            metrics: self.metrics.of(&served.name),
+            engine: served.loaded.seen(),
+            memory: served.loaded.facts().memory,
+        };
+        Now {
+            queued: self.models.loaded().map(|served| served.loaded.load().queued).sum(),
+            in_flight: self.lifecycle.in_flight(),
+            models: self.models.loaded().map(seen).collect(),
         }
-        now
     }
 }

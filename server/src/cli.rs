@@ -26,6 +26,7 @@ use crate::{
     Fatal, Limits, exit, fetch,
     resources::Resources,
     serve::{self, Device, Options},
+    telemetry,
 };
 
 #[derive(Parser)]
@@ -38,7 +39,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     /// Load the models and answer requests until SIGTERM.
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Fetch the models' files, then exit: the init step of a pod.
     Fetch(FetchArgs),
 }
@@ -107,9 +108,13 @@ struct ServeArgs {
     /// Seconds after SIGTERM in which new requests are still answered.
     #[arg(long, default_value_t = Limits::default().drain_window.as_secs())]
     drain_window_seconds: u64,
-    /// Seconds that a step of the engine may take before `/livez` fails.
+    /// Seconds without any progress of an engine that has work until `/readyz` fails; `/livez` fails after three times that.
     #[arg(long, default_value_t = Limits::default().heartbeat.as_secs())]
     heartbeat_seconds: u64,
+    /// Address of an OpenTelemetry collector that takes traces over HTTP, such as `http://collector:4318`; else
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT`. Without it there are no traces. Other `OTEL_` variables hold as well.
+    #[arg(long, value_name = "URL")]
+    otlp_endpoint: Option<String>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -156,7 +161,7 @@ pub fn main() -> ExitCode {
     };
     exit::exit_on_panic(&log);
     let result = match cli.command {
-        Verb::Serve(args) => run_serve(args, began),
+        Verb::Serve(args) => run_serve(*args, began),
         Verb::Fetch(args) => run_fetch(args),
     };
     match result {
@@ -199,6 +204,8 @@ fn run_serve(args: ServeArgs, began: Instant) -> Result<(), Fatal> {
         models_dir: args.models_dir,
         trust: args.trust,
         limits,
+        traces: telemetry::Settings::read(args.otlp_endpoint.as_deref(), |name| std::env::var(name).ok())
+            .map_err(Fatal::config)?,
         began,
     };
     let runtime = runtime(threads)?;

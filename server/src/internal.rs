@@ -12,13 +12,13 @@ use candela_wire::{
     internal::{ProcessStatus, Requests, STATUS_PATH, STATUS_VERSION, Startup, State},
     problem::{self, Problem},
 };
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 
 use crate::{
     app::App,
+    health,
     lifecycle::Stage,
-    loaded::Load,
-    metrics::{self, Metrics, Now},
+    metrics::{Format, Metrics, Now},
     model::Served,
     progress::Progress,
 };
@@ -37,9 +37,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 /// What the init step answers: it has no model, only progress.
 pub(crate) fn fetch_router(metrics: Arc<Metrics>, progress: Arc<Progress>) -> Router {
     let (live, waiting, told) = (Arc::clone(&progress), Arc::clone(&progress), Arc::clone(&progress));
-    let text = move || async move {
-        let now = Now { running: 0, queued: 0, in_flight: 0 };
-        exposition(metrics.text(&now, &progress))
+    let text = move |headers: HeaderMap| async move {
+        let format = Format::wanted(&headers);
+        exposition(metrics.text(Now::default(), &progress, format), format)
     };
     Router::new()
         .route("/metrics", get(text))
@@ -63,55 +63,34 @@ fn fetching(progress: &Progress) -> ProcessStatus {
     }
 }
 
-async fn metrics_text(extract::State(app): extract::State<Arc<App>>) -> Response {
-    exposition(app.metrics.text(&app.now(), &app.progress))
+async fn metrics_text(extract::State(app): extract::State<Arc<App>>, headers: HeaderMap) -> Response {
+    let format = Format::wanted(&headers);
+    exposition(app.metrics.text(app.now(), &app.progress, format), format)
 }
 
-fn exposition(text: String) -> Response {
-    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
+fn exposition(text: String, format: Format) -> Response {
+    ([(header::CONTENT_TYPE, format.content_type())], text).into_response()
 }
 
 /// Alive while loading, however long that takes (the stall watchdog looks after it), and afterwards as long as
-/// the engine finishes steps.
+/// the engines get on.
 async fn livez(extract::State(app): extract::State<Arc<App>>) -> Response {
     if !app.models.are_all_loaded() {
         return (StatusCode::OK, starting(&app.progress)).into_response();
     }
-    any_wedged(&app, app.limits.heartbeat).map_or_else(|| "alive\n".into_response(), unavailable)
+    health::stuck(&app, health::Probe::Live).map_or_else(|| "alive\n".into_response(), unavailable)
 }
 
 fn unavailable(message: String) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, message).into_response()
 }
 
-/// One that is stuck is enough: a restart is what mends it.
-fn any_wedged(app: &App, limit: Duration) -> Option<String> {
-    app.models.loaded().find_map(|served| {
-        let wedged = wedged(&served.loaded.load(), limit)?;
-        Some(format!("model `{}`: {wedged}", served.name))
-    })
-}
-
-/// Why the engine counts as stuck. Silence while there is nothing to do is no sign of that.
-fn wedged(stats: &Load, limit: Duration) -> Option<String> {
-    let idle = stats.running == 0 && stats.queued == 0;
-    (!idle && stats.heartbeat_age > limit).then(|| {
-        format!(
-            "the engine has not finished a step for {} s with {} running and {} waiting\n",
-            stats.heartbeat_age.as_secs(),
-            stats.running,
-            stats.queued
-        )
-    })
-}
-
-/// A wedged engine loses its traffic in half the time after which `/livez` gives it up: if it comes round, nothing
-/// is lost by a restart.
+/// An engine that is stuck loses its traffic before `/livez` gives it up: if it comes round, nothing is lost by a restart.
 async fn readyz(extract::State(app): extract::State<Arc<App>>) -> Response {
     match (app.lifecycle.stage(), app.models.are_all_loaded()) {
         (Stage::Ready, true) => {
-            let wedged = any_wedged(&app, app.limits.heartbeat / 2);
-            wedged.map_or_else(|| "ready\n".into_response(), unavailable)
+            let stuck = health::stuck(&app, health::Probe::Ready);
+            stuck.map_or_else(|| "ready\n".into_response(), unavailable)
         }
         (Stage::Loading | Stage::Ready, _) => unavailable(starting(&app.progress)),
         (Stage::Draining | Stage::Closing | Stage::Ending, _) => unavailable("draining\n".to_owned()),
@@ -180,16 +159,5 @@ mod tests {
         let status: ProcessStatus = serde_json::from_slice(&body).unwrap();
         assert_eq!((code, status.component.as_str(), status.state), (200, "fetch", State::Loading));
         assert_eq!(status.progress.map(|progress| progress.done_bytes), Some(7));
-    }
-
-    #[test]
-    fn only_work_that_does_not_move_means_wedged() {
-        let stats =
-            |running, queued, seconds| Load { running, queued, heartbeat_age: Duration::from_secs(seconds) };
-        let limit = Duration::from_secs(10);
-        assert_eq!(wedged(&stats(0, 0, 1000), limit), None);
-        assert_eq!(wedged(&stats(1, 0, 9), limit), None);
-        assert!(wedged(&stats(1, 0, 11), limit).is_some());
-        assert!(wedged(&stats(0, 1, 11), limit).is_some());
     }
 }

@@ -11,6 +11,7 @@ pub mod fetch;
 mod api;
 mod app;
 mod exit;
+mod health;
 mod internal;
 mod lifecycle;
 mod listen;
@@ -21,6 +22,7 @@ mod models;
 mod progress;
 mod resources;
 mod resting;
+pub mod telemetry;
 mod trust;
 
 pub use app::Limits;

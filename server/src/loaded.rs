@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use candela_engine::{EncoderEngine, EncoderTask, Engine, ModelFacts};
 use candela_wire::config::Task;
 
+use crate::metrics::SeenEngine;
+
 /// What computes.
 #[derive(Clone)]
 pub(crate) enum Loaded {
@@ -39,6 +41,14 @@ impl Loaded {
                 let stats = engine.stats();
                 Load { running: stats.running, queued: stats.queued, heartbeat_age: stats.heartbeat_age }
             }
+        }
+    }
+
+    /// All that its engine says of itself, for the metrics.
+    pub(crate) fn seen(&self) -> SeenEngine {
+        match self {
+            Self::Generator(engine) => SeenEngine::Generator(engine.stats()),
+            Self::Encoder(engine) => SeenEngine::Encoder(engine.stats()),
         }
     }
 

@@ -21,6 +21,7 @@ use tracing::{info, warn};
 use crate::{
     Fatal, Limits, api,
     app::App,
+    health::{self, Health},
     internal,
     lifecycle::{Lifecycle, Stage},
     listen::{self, Bounds, Listener},
@@ -28,6 +29,7 @@ use crate::{
     models::Models,
     progress::{Phase, Progress},
     resources::Resources,
+    telemetry::{self, Exporter, Traces},
     trust::{Trust, TrustFollower},
 };
 
@@ -42,6 +44,8 @@ pub struct Options {
     /// Whose tokens are good; it may be absent, come, change and go.
     pub trust: PathBuf,
     pub limits: Limits,
+    /// `None` = no traces.
+    pub traces: Option<telemetry::Settings>,
     /// When the process began, for "seconds to the first token".
     pub began: Instant,
 }
@@ -66,6 +70,7 @@ impl Options {
             models_dir: PathBuf::from(MODELS_DIR),
             trust: PathBuf::from(TRUST_PATH),
             limits: Limits::default(),
+            traces: None,
             began: Instant::now(),
         }
     }
@@ -162,6 +167,7 @@ pub struct Running {
     app: Arc<App>,
     public: Listener,
     internal: Listener,
+    exporter: Option<Exporter>,
     engine: EngineConfig,
     models_dir: PathBuf,
     trust_follower: TrustFollower,
@@ -170,8 +176,17 @@ pub struct Running {
 /// Checks what can be checked at once and binds; `run` does the rest.
 pub async fn start(options: Options) -> Result<Running, Fatal> {
     check_device(&options)?;
-    let Options { config, listen, internal_listen, models_dir, trust: trust_file, mut limits, began, .. } =
-        options;
+    let Options {
+        config,
+        listen,
+        internal_listen,
+        models_dir,
+        trust: trust_file,
+        mut limits,
+        traces,
+        began,
+        ..
+    } = options;
     // What one resource asks for goes before what the operator's configuration says for all.
     let Batching { max_batch_tokens, max_sequences, max_queue, max_wait_ms } = config.batching;
     let number = |wanted: Option<u32>| wanted.map(|number| usize::try_from(number).unwrap_or(usize::MAX));
@@ -197,13 +212,16 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
         ..EngineConfig::default()
     };
     let metrics = Metrics::new();
+    let (traces, exporter) = traces.map(|settings| Traces::new(settings, &metrics)).unzip();
     let trust = Arc::new(Trust::new(&metrics.trust));
     let trust_follower = TrustFollower::start(Arc::clone(&trust), trust_file);
     let app = Arc::new(App {
         metrics,
+        traces,
         trust,
         progress: Arc::new(Progress::new(Phase::Load)),
         lifecycle: Lifecycle::new(),
+        health: Health::default(),
         models: Models::of(&config),
         startup: OnceLock::new(),
         preparing: Arc::new(Semaphore::new(config.models.len() * (limits.queue + limits.sequences))),
@@ -240,6 +258,7 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
             connections: Default::default(),
             closed_slow: Default::default(),
         },
+        exporter,
         engine,
         models_dir,
         trust_follower,
@@ -250,14 +269,24 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
 impl Running {
     /// Serves until `stop` completes, then drains. `Err` = a model could not be loaded.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), Fatal> {
-        let Self { app, public, internal, engine, models_dir, trust_follower, address, internal_address } =
-            self;
+        let Self {
+            app,
+            public,
+            internal,
+            exporter,
+            engine,
+            models_dir,
+            trust_follower,
+            address,
+            internal_address,
+        } = self;
         info!(%address, %internal_address, "listening");
         // Ends with this function.
         let mut beside = JoinSet::new();
         beside.spawn(trust_follower.run(app.limits.trust));
         let public = tokio::spawn(public.run());
         let internal = tokio::spawn(internal.run());
+        let exporter = exporter.map(|exporter| tokio::spawn(exporter.run(app.lifecycle.clone())));
         tokio::pin!(stop);
         tokio::select! {
             result = load(&app, engine, models_dir) => result?,
@@ -266,11 +295,18 @@ impl Running {
                 return Ok(());
             }
         }
+        let watch = tokio::spawn(health::watch(Arc::clone(&app)));
         stop.await;
-        drain(&app, public).await;
+        let stuck = drain(&app, public).await;
+        // Both end with the last stage of the drain.
+        let _ = watch.await;
+        if let Some(exporter) = exporter {
+            let _ = exporter.await;
+        }
         // The last probes are answered in milliseconds; whoever holds a connection longer is cut off by our end.
         let _ = tokio::time::timeout(Duration::from_millis(500), internal).await;
-        Ok(())
+        // So that the operator says why the pod was restarted.
+        stuck.map_or(Ok(()), |stuck| Err(Fatal::new(ExitReason::EngineCrashed, stuck.trim())))
     }
 }
 
@@ -313,8 +349,13 @@ async fn load(app: &Arc<App>, engine: EngineConfig, models_dir: PathBuf) -> Resu
 }
 
 /// Not ready → requests still answered while endpoints forget us → no new ones → streams finish → leftovers end.
-async fn drain(app: &Arc<App>, public: tokio::task::JoinHandle<()>) {
-    let grace = Duration::from_secs(app.config.termination_grace_seconds.into());
+/// An engine that is stuck finishes none of them: then they end at once, and what is wrong with it is returned.
+async fn drain(app: &Arc<App>, public: tokio::task::JoinHandle<()>) -> Option<String> {
+    let stuck = health::stuck(app, health::Probe::Ready);
+    let grace = match &stuck {
+        Some(_) => Duration::ZERO,
+        None => Duration::from_secs(app.config.termination_grace_seconds.into()),
+    };
     // What is left when streams are ended goes to sending their last event.
     let end = Instant::now() + grace.saturating_sub((grace / 4).min(Duration::from_secs(2)));
     let window = app.limits.drain_window.min(grace / 3);
@@ -339,6 +380,7 @@ async fn drain(app: &Arc<App>, public: tokio::task::JoinHandle<()>) {
         warn!("an engine is still in a step: ending without it");
     }
     info!("drained");
+    stuck
 }
 
 #[cfg(test)]

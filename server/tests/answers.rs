@@ -36,9 +36,9 @@ async fn a_stream_says_the_same_as_a_whole_answer() {
     assert_eq!(Some(text), whole.choices[0].message.content);
     assert_eq!(chunks[0].choices[0].delta.role.as_deref(), Some("assistant"));
     assert_eq!(chunks[chunks.len() - 2].choices[0].finish_reason, Some(FinishReason::Length));
-    let untimed = |usage: Usage| Usage { timings: None, ..usage };
+    let counted = |usage: Usage| Usage { timings: None, prompt_tokens_details: None, ..usage };
     let usage = chunks.last().unwrap().usage.unwrap();
-    assert_eq!(untimed(usage), untimed(whole.usage));
+    assert_eq!(counted(usage), counted(whole.usage));
     let timings = usage.timings.expect("an ended answer says where its time went");
     assert!(timings.prefill_ms > 0.0 && timings.decode_ms > 0.0 && timings.queue_ms >= 0.0, "{timings:?}");
     let usage_chunks = chunks.iter().filter(|chunk| chunk.usage.is_some()).count();
@@ -290,13 +290,16 @@ async fn counts_are_exact_and_the_status_tells_the_facts() {
     }
     assert_eq!(server.chat(json!({"n": 9})).await.status(), 400);
     let metrics = server.metrics().await;
+    let of = |name: &str, label: &str, n: u32| format!("{name}{{model=\"{NAME}\"{label}}} {n}");
     for line in [
         "candela_server_requests_total{route=\"/v1/chat/completions\",status=\"200\"} 3",
         "candela_server_requests_total{route=\"/v1/chat/completions\",status=\"400\"} 1",
-        "candela_server_generated_tokens_total 12",
-        "candela_server_generations_total{outcome=\"length\"} 3",
-        "candela_server_time_to_first_token_seconds_count 3",
-        "candela_server_inter_token_seconds_count 9",
+        &of("candela_server_generated_tokens_total", "", 12),
+        &of("candela_server_generations_total", ",outcome=\"length\"", 3),
+        &of("candela_server_time_to_first_token_seconds_count", "", 3),
+        &of("candela_server_inter_token_seconds_count", "", 9),
+        &of("candela_server_prefill_seconds_count", "", 3),
+        &of("candela_server_request_prompt_tokens_count", "", 3),
         "candela_server_requests_in_flight 0",
     ] {
         assert!(metrics.lines().any(|have| have == line), "no {line} in\n{metrics}");

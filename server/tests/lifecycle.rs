@@ -51,7 +51,7 @@ async fn a_full_queue_is_429_and_clients_that_leave_free_their_slots() {
     server.settled().await;
     assert_eq!(server.chat(json!({})).await.status(), 200);
     let metrics = server.metrics().await;
-    assert!(metrics.contains("candela_server_generations_total{outcome=\"client_gone\"} 2"), "{metrics}");
+    assert!(metrics.contains("outcome=\"client_gone\"} 2"), "{metrics}");
 }
 
 #[tokio::test]

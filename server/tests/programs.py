@@ -74,6 +74,13 @@ def configuration(uri, name):
 @contextlib.contextmanager
 def server(uri, name, *arguments):
     """A server of one model; yields the base URL of its API."""
+    with server_and_internal(uri, name, *arguments) as (base_url, _):
+        yield base_url
+
+
+@contextlib.contextmanager
+def server_and_internal(uri, name, *arguments):
+    """The same, with the base URL of its internal listener."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder)
         (path / "server.json").write_text(json.dumps(configuration(uri, name)))
@@ -91,6 +98,6 @@ def server(uri, name, *arguments):
 
                 return found
 
-            address = wait_for(event("listening"))["address"]
+            listening = wait_for(event("listening"))
             wait_for(event("ready"))
-            yield f"http://{address}/v1"
+            yield f"http://{listening['address']}/v1", f"http://{listening['internal_address']}"

@@ -20,7 +20,7 @@ pub use request::{
 pub use response::{
     CalledFunction, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatLogprobs,
     ChatMessage, Completion, CompletionChoice, CompletionLogprobs, CompletionTokensDetails, FinishReason,
-    Model, ModelList, Timings, TokenLogprob, ToolCall, ToolCallDelta, TopLogprob, Usage,
+    Model, ModelList, PromptTokensDetails, Timings, TokenLogprob, ToolCall, ToolCallDelta, TopLogprob, Usage,
 };
 pub use responses::ResponsesRequest;
 pub use tools::{Function, ToolChoice, Tools};

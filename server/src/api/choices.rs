@@ -3,7 +3,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use candela_engine::{Finished, GenerateRequest};
-use candela_wire::openai::{CompletionTokensDetails, Timings, Usage};
+use candela_wire::openai::{CompletionTokensDetails, PromptTokensDetails, Timings, Usage};
 use futures::future::select_all;
 use tokio::time::{Instant, timeout};
 
@@ -48,13 +48,12 @@ impl Choices {
             let mut request = request.clone();
             // Answers of one seed differ from each other, and are the same the next time.
             request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(index.into()));
-            Ok((index, Generation::begin(app, &target.engine, request, arrived)?))
+            Ok((index, Generation::begin(app, target, request, arrived)?))
         };
         let live = (0..n).map(one).collect::<Result<Vec<_>, ApiError>>()?;
         let prompt = request.prompt_tokens.len() as u64;
         let drafts = request.speculation.map(|_| CompletionTokensDetails::default());
-        let tally = Tally { prompt, of: vec![0; n as usize], drafts, timings: Timings::default() };
-        Ok(Self { live, tally })
+        Ok(Self { live, tally: Tally::new(prompt, n, drafts) })
     }
 
     /// What happens next; `None` once all have ended.
@@ -85,9 +84,11 @@ impl Choices {
     /// Of all answers, once they have ended.
     pub(crate) fn usage(&self) -> Usage {
         let completion = self.tally.of.iter().sum();
+        let prompt_tokens_details =
+            self.tally.cached.map(|cached_tokens| PromptTokensDetails { cached_tokens });
         let completion_tokens_details = self.tally.drafts;
         let timings = Some(self.tally.timings);
-        Usage { completion_tokens_details, timings, ..self.tally.usage(completion) }
+        Usage { prompt_tokens_details, completion_tokens_details, timings, ..self.tally.usage(completion) }
     }
 
     /// Of one answer so far.
@@ -101,10 +102,16 @@ struct Tally {
     /// Tokens of each answer.
     of: Vec<u64>,
     drafts: Option<CompletionTokensDetails>,
+    /// Of the answer that found least: the others may have found what that one computed.
+    cached: Option<u64>,
     timings: Timings,
 }
 
 impl Tally {
+    fn new(prompt: u64, n: u32, drafts: Option<CompletionTokensDetails>) -> Self {
+        Self { prompt, of: vec![0; n as usize], cached: None, drafts, timings: Timings::default() }
+    }
+
     fn finished(&mut self, index: u32, finished: &Finished) {
         // With the token that ended it, which has no text.
         self.of[index as usize] = finished.usage.completion_tokens.into();
@@ -112,6 +119,8 @@ impl Tally {
             drafts.accepted_prediction_tokens += u64::from(finished.usage.accepted_draft_tokens);
             drafts.rejected_prediction_tokens += u64::from(finished.usage.rejected_draft_tokens);
         }
+        let cached = u64::from(finished.usage.cached_tokens);
+        self.cached = Some(self.cached.map_or(cached, |least| least.min(cached)));
         let longer = |so_far: &mut f64, phase: Duration| {
             let micros = phase.as_micros().min(u128::from(u32::MAX)) as f64;
             *so_far = so_far.max(micros / 1000.0);

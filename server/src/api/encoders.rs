@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::{error::ApiError, native::Problem, no_such_model, prepare, random_hex};
-use crate::{app::App, lifecycle::Stage, model::Served, trust::Caller};
+use crate::{app::App, lifecycle::Stage, model::Served, telemetry, trust::Caller};
 
 /// Texts that are tokenised, and for whom.
 struct Job<T> {
@@ -71,9 +71,9 @@ async fn embedded(
     let (arrived, caller) = (Instant::now(), Caller::of(&request));
     let Job { engine, model, inputs, mut wishes, _kept } =
         prepare::parsed_long(app, request, embeddings_job).await?;
-    wishes.model = Some(model);
     let limit = caller.within(prepare::request_limit(app));
-    let (outputs, usage) = computed(app, &engine, inputs, arrived, limit).await?;
+    let (outputs, usage) = computed(app, &model, &engine, inputs, arrived, limit).await?;
+    wishes.model = Some(model);
     let vectors = outputs.into_iter().filter_map(|output| match output {
         Output::Embedding(vector) => Some(shortened(vector, wishes.dimensions)),
         _ => None,
@@ -97,7 +97,7 @@ async fn ranked(app: &Arc<App>, request: Request) -> Result<Ranking, ApiError> {
     let (arrived, caller) = (Instant::now(), Caller::of(&request));
     let Job { engine, model, inputs, wishes, _kept } = prepare::parsed_long(app, request, rerank_job).await?;
     let limit = caller.within(prepare::request_limit(app));
-    let (outputs, usage) = computed(app, &engine, inputs, arrived, limit).await?;
+    let (outputs, usage) = computed(app, &model, &engine, inputs, arrived, limit).await?;
     let RerankRequest { mut documents, top_n, return_documents, raw_scores, .. } = wishes;
     let mut results: Vec<Ranked> = outputs
         .iter()
@@ -200,6 +200,7 @@ impl Drop for Cancels {
 
 async fn computed(
     app: &App,
+    model: &str,
     engine: &EncoderEngine,
     inputs: Vec<Input>,
     arrived: Instant,
@@ -218,14 +219,21 @@ async fn computed(
         EncoderSubmitError::ShuttingDown => ApiError::ShuttingDown,
     })?;
     let _cancels = Cancels(cancel);
-    app.metrics.prompt_tokens.inc_by(tokens);
+    let metrics = app.metrics.of(model);
+    metrics.prompt_tokens.inc_by(tokens);
+    if let Some(span) = telemetry::current() {
+        span.encoded(model, tokens);
+    }
     let received = tokio::select! {
         received = timeout_at(deadline, receiver) => received,
         () = app.lifecycle.reached(Stage::Ending) => return Err(ApiError::ShuttingDown),
     };
     match received {
         Err(_) | Ok(Ok(Encoded::Deadline)) => Err(ApiError::Deadline { limit }),
-        Ok(Ok(Encoded::Done(outputs))) => Ok((outputs, EncoderUsage::of(tokens))),
+        Ok(Ok(Encoded::Done(outputs))) => {
+            metrics.latency.observe(arrived.elapsed().as_secs_f64());
+            Ok((outputs, EncoderUsage::of(tokens)))
+        }
         Ok(Ok(Encoded::Cancelled)) => Err(ApiError::ShuttingDown),
         Ok(Ok(Encoded::Error(what))) => {
             tracing::error!(error = %what, "the engine failed on a request");

@@ -9,16 +9,21 @@ use std::{
     time::Duration,
 };
 
-use candela_engine::{CancelToken, Engine, Event, FinishReason, Finished, GenerateRequest, Token};
+use candela_engine::{CancelToken, Event, FinishReason, Finished, GenerateRequest, Timings, Token, Usage};
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
     time::{Instant, sleep_until},
 };
 
-use super::{error::ApiError, prepare::request_limit};
+use super::{
+    error::ApiError,
+    prepare::{Target, request_limit},
+};
 use crate::{
     app::App,
     lifecycle::{InFlight, Stage},
+    metrics::ModelMetrics,
+    telemetry::{self, RequestSpan},
 };
 
 /// What the engine may be late with ending a request whose time is up: about a step.
@@ -27,6 +32,7 @@ const ENGINE_SLACK: Duration = Duration::from_secs(1);
 /// Dropping it cancels the generation, which frees its slot at the engine's next step.
 pub(crate) struct Generation {
     app: Arc<App>,
+    metrics: Arc<ModelMetrics>,
     events: mpsc::Receiver<Event>,
     cancel: CancelToken,
     /// The client did not keep up, and the engine let go.
@@ -34,10 +40,11 @@ pub(crate) struct Generation {
     arrived: Instant,
     /// For the whole request, from its arrival.
     limit: Duration,
-    admitted: Instant,
     last_token: Option<Instant>,
     /// What it is counted as when it ends now.
     outcome: &'static str,
+    of_engine: Option<(Usage, Timings)>,
+    span: Option<RequestSpan>,
     _in_flight: InFlight,
 }
 
@@ -51,7 +58,7 @@ impl Generation {
     /// Admits `request`, or says why not.
     pub(crate) fn begin(
         app: &Arc<App>,
-        engine: &Engine,
+        target: &Target,
         request: GenerateRequest,
         arrived: Instant,
     ) -> Result<Self, ApiError> {
@@ -72,18 +79,25 @@ impl Generation {
             Err(TrySendError::Closed(_)) => ControlFlow::Break(()),
         });
         let in_flight = app.lifecycle.begin();
-        let cancel = engine.submit(request, sink).map_err(|err| ApiError::submit(err, max_tokens))?;
-        app.metrics.prompt_tokens.inc_by(prompt_tokens);
+        let span = telemetry::current();
+        if let Some(span) = &span {
+            span.admitted(&target.name, &request);
+        }
+        let cancel = target.engine.submit(request, sink).map_err(|err| ApiError::submit(err, max_tokens))?;
+        let metrics = app.metrics.of(&target.name);
+        metrics.prompt_tokens.inc_by(prompt_tokens);
         Ok(Self {
             app: Arc::clone(app),
+            metrics,
             events,
             cancel,
             overflowed,
             arrived,
             limit,
-            admitted: Instant::now(),
             last_token: None,
             outcome: "client_gone",
+            of_engine: None,
+            span,
             _in_flight: in_flight,
         })
     }
@@ -127,16 +141,15 @@ impl Generation {
 
     fn count_token(&mut self) {
         let now = Instant::now();
-        let metrics = &self.app.metrics;
-        metrics.generated_tokens.inc();
+        self.metrics.generated_tokens.inc();
         match self.last_token.replace(now) {
-            None => metrics.time_to_first_token.observe((now - self.admitted).as_secs_f64()),
-            Some(last) => metrics.inter_token.observe((now - last).as_secs_f64()),
+            None => self.metrics.time_to_first_token.observe((now - self.arrived).as_secs_f64()),
+            Some(last) => self.metrics.inter_token.observe((now - last).as_secs_f64()),
         }
     }
 
     fn finished(&mut self, finished: Finished) -> Result<Next, ApiError> {
-        self.app.metrics.queue_time.observe(finished.timings.queue.as_secs_f64());
+        self.of_engine = Some((finished.usage, finished.timings));
         match finished.reason {
             FinishReason::Stop => self.outcome = "stop",
             FinishReason::Length => self.outcome = "length",
@@ -152,6 +165,7 @@ impl Generation {
                 return self.fail("error", ApiError::Engine(public));
             }
         }
+        self.metrics.finished(&finished, self.arrived.elapsed());
         Ok(Next::Finished(finished))
     }
 
@@ -164,6 +178,9 @@ impl Generation {
 impl Drop for Generation {
     fn drop(&mut self) {
         self.cancel.cancel();
-        self.app.metrics.generation_ended(self.outcome);
+        self.metrics.ended(self.outcome);
+        if let Some(span) = &self.span {
+            span.generated(self.outcome, self.of_engine);
+        }
     }
 }

@@ -37,6 +37,7 @@ use crate::{
     metrics::Answer,
     model::Served,
     models::{Chosen, Models},
+    telemetry,
 };
 pub(crate) use body::Budget;
 pub(crate) use error::ApiError;
@@ -96,14 +97,19 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     // Nobody behind this needs it.
     request.headers_mut().remove(AUTHORIZATION);
     let trusted = caller.as_ref().is_ok_and(|caller| caller.trusted);
+    let span =
+        app.traces.as_ref().and_then(|traces| traces.begin(request.method(), route, request.headers()));
     let mut response = match caller {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
-            next.run(request).await
+            telemetry::scoped(span.clone(), next.run(request)).await
         }
         Err(err) if is_openai(request.uri().path()) => err.into_response(),
         Err(err) => native::Problem::from(err).into_response(),
     };
+    if let Some(span) = span {
+        span.answered(response.status());
+    }
     let answer = Answer { route, status: response.status().as_u16() };
     app.metrics.requests.get_or_create(&answer).inc();
     app.metrics.answer_time.get_or_create(&answer).observe(began.elapsed().as_secs_f64());

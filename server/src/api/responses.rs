@@ -111,7 +111,7 @@ impl Responses {
             "reasoning": {"effort": null, "summary": null}, "service_tier": "default", "store": false,
             "truncation": "disabled", "user": null, "metadata": {},
             "usage": usage.map(|usage| json!({
-                "input_tokens": usage.prompt_tokens, "input_tokens_details": {"cached_tokens": 0},
+                "input_tokens": usage.prompt_tokens, "input_tokens_details": usage.prompt_tokens_details.unwrap_or_default(),
                 "output_tokens": usage.completion_tokens, "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": usage.total_tokens, "timings": usage.timings
             }))

@@ -4,6 +4,7 @@ use std::{ops::ControlFlow, sync::mpsc};
 
 use axum::body::Body;
 use candela_engine::{GenerateRequest, KvType, Sink};
+use candela_wire::health::{self, ProbeTiming};
 use http::Request;
 use tower::ServiceExt;
 
@@ -44,7 +45,7 @@ async fn a_load_that_moves_has_started_and_one_that_stalls_has_not() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wedged_engine_loses_traffic_first_and_requests_end_in_time_all_the_same() {
     let running = started(|options| {
-        options.limits.heartbeat = Duration::from_secs(4);
+        options.limits.heartbeat = Duration::from_secs(2);
         options.config.timeouts.request_ms = Some(100);
         options.config.termination_grace_seconds = 3;
     })
@@ -77,6 +78,59 @@ async fn a_wedged_engine_loses_traffic_first_and_requests_end_in_time_all_the_sa
     let drained = tokio::time::timeout(Duration::from_secs(20), drain(&app, tokio::spawn(async {})));
     drained.await.expect("ends without the engine");
     drop(release);
+}
+
+/// Asks as the kubelet does until it would act; after how long that is.
+async fn kubelet_acts(internal: SocketAddr, path: &str, timing: ProbeTiming, since: Instant) -> Duration {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let mut periods = tokio::time::interval(Duration::from_secs(timing.period_secs.into()));
+    let mut failures = 0;
+    while failures < timing.failures {
+        periods.tick().await;
+        let asked = client.get(format!("http://{internal}{path}"));
+        let answer = asked.timeout(Duration::from_secs(timing.timeout_secs.into())).send().await;
+        failures = if answer.is_ok_and(|answer| answer.status().is_success()) { 0 } else { failures + 1 };
+        assert!(since.elapsed() < Duration::from_secs(120), "{path} never fails");
+    }
+    since.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stuck_server_is_not_ready_and_restarts_within_the_promised_times() {
+    // With the numbers of real pods, from the stuck step to the end of the process.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let running = started(|_| {}).await;
+    let (app, internal) = (Arc::clone(&running.app), running.internal_address);
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let run = tokio::spawn(running.run(async {
+        let _ = stopped.await;
+    }));
+    tokio::time::timeout(Duration::from_secs(30), app.lifecycle.reached(Stage::Ready)).await.unwrap();
+    let engine = app.models.loaded().next().unwrap().engine().unwrap().clone();
+    let (is_stuck, stuck) = tokio::sync::oneshot::channel::<()>();
+    let (release, held) = mpsc::channel::<()>();
+    let mut is_stuck = Some(is_stuck);
+    let sink: Sink = Box::new(move |_| {
+        let _ = is_stuck.take().map(|is_stuck| is_stuck.send(()));
+        let _ = held.recv();
+        ControlFlow::Break(())
+    });
+    engine.submit(GenerateRequest { prompt_tokens: vec![0], ..GenerateRequest::default() }, sink).unwrap();
+    stuck.await.unwrap();
+    let since = Instant::now();
+    let (not_ready, given_up) = tokio::join!(
+        kubelet_acts(internal, "/readyz", health::READINESS, since),
+        kubelet_acts(internal, "/livez", health::LIVENESS, since),
+    );
+    let _ = stop.send(());
+    let grace = Duration::from_secs(health::LIVENESS_GRACE_SECS.into());
+    let ended = tokio::time::timeout(grace, run).await.expect("ends before it is killed").unwrap();
+    let restarted = since.elapsed();
+    drop(release);
+    assert_eq!(ended.unwrap_err().reason, ExitReason::EngineCrashed);
+    assert!(not_ready < Duration::from_secs(health::NOT_READY_WITHIN_SECS.into()), "{not_ready:?}");
+    assert!(restarted < Duration::from_secs(health::RESTARTED_WITHIN_SECS.into()), "{restarted:?}");
+    eprintln!("not ready after {not_ready:?}, given up after {given_up:?}, ended after {restarted:?}");
 }
 
 #[tokio::test]

@@ -91,11 +91,11 @@ impl TrustMetrics {
         to.register("trust_loads", "Changes of the trust file by how they were taken", self.loads.clone());
     }
 
-    fn token(&self, outcome: &'static str) {
+    pub(crate) fn token(&self, outcome: &'static str) {
         self.tokens.get_or_create(&Outcome { outcome }).inc();
     }
 
-    fn load(&self, outcome: &'static str) {
+    pub(crate) fn load(&self, outcome: &'static str) {
         self.loads.get_or_create(&Outcome { outcome }).inc();
     }
 }

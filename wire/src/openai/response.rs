@@ -22,9 +22,19 @@ pub struct Usage {
     /// Where the request asked for `speculation`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_tokens_details: Option<CompletionTokensDetails>,
+    /// Absent while an answer is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_tokens_details: Option<PromptTokensDetails>,
     /// Ours: where the time went. Absent while an answer is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timings: Option<Timings>,
+}
+
+/// What is to be known of a prompt's tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromptTokensDetails {
+    /// Those whose keys and values were there already, from an earlier request with the same beginning.
+    pub cached_tokens: u64,
 }
 
 /// What came of guessed tokens, of all answers that have ended; names as OpenAI's.

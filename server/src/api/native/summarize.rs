@@ -41,6 +41,7 @@ use crate::{
     },
     app::App,
     model::Served,
+    telemetry,
     trust::Caller,
 };
 
@@ -69,7 +70,7 @@ pub(crate) async fn handle(State(app): State<Arc<App>>, request: Request) -> Res
         // Whoever would read it also polls this.
         let _ = work.report.send(event).await;
     };
-    let mut events = Events { work: Some(Box::pin(work)), receiver };
+    let mut events = Events { work: Some(Box::pin(telemetry::carried(work))), receiver };
     if !streamed {
         while let Some(event) = events.next().await {
             if let Event::Done(answer) = event? {
@@ -320,8 +321,7 @@ impl Work {
     async fn admitted(&self, request: GenerateRequest) -> Result<Generation, ApiError> {
         const WAIT: Duration = Duration::from_millis(250);
         loop {
-            let engine = &self.plan.target.engine;
-            match Generation::begin(&self.app, engine, request.clone(), self.arrived) {
+            match Generation::begin(&self.app, &self.plan.target, request.clone(), self.arrived) {
                 Err(ApiError::QueueFull { .. })
                     if self.begun.load(Ordering::Relaxed) && Instant::now() + WAIT < self.deadline =>
                 {

@@ -182,6 +182,7 @@ pub(super) fn schemas() -> Value {
     );
     let usage_fields = json!({
         "prompt_tokens": count, "completion_tokens": count, "total_tokens": count, "timings": timings,
+        "prompt_tokens_details": object(&["cached_tokens"], json!({ "cached_tokens": count })),
         "completion_tokens_details": object(&["accepted_prediction_tokens", "rejected_prediction_tokens"], json!({
             "accepted_prediction_tokens": count, "rejected_prediction_tokens": count
         }))

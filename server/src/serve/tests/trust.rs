@@ -139,7 +139,11 @@ async fn refusals_have_the_shape_of_their_route_and_name_the_header() {
             }
         }
     }
-    let text = server.running.app.metrics.text(&server.running.app.now(), &server.running.app.progress);
+    let text = server.running.app.metrics.text(
+        server.running.app.now(),
+        &server.running.app.progress,
+        crate::metrics::Format::OpenMetrics,
+    );
     for line in [
         "candela_server_gateway_tokens_total{outcome=\"malformed\"} 5",
         "candela_server_gateway_tokens_total{outcome=\"trusted\"} 5",

@@ -1,30 +1,32 @@
 //! Everything this process counts, as Prometheus text. Labels come from closed sets only.
 
-use std::{fmt::Write, sync::Arc};
+mod model;
+mod process;
+mod seen;
+mod table;
+mod text;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{
-        counter::Counter,
-        family::Family,
-        gauge::Gauge,
-        histogram::{Histogram, exponential_buckets},
-    },
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
 use crate::{progress::Progress, trust::TrustMetrics};
+pub(crate) use model::ModelMetrics;
+pub(crate) use seen::{Engine as SeenEngine, Seen};
+pub(crate) use text::Format;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(crate) struct Answer {
     /// A route's pattern, or `none` where no route matched.
     pub(crate) route: &'static str,
     pub(crate) status: u16,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct Outcome {
-    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -41,52 +43,44 @@ pub(crate) struct Metrics {
     registry: Registry,
     pub(crate) requests: Family<Answer, Counter>,
     pub(crate) answer_time: Family<Answer, Histogram>,
-    generations: Family<Outcome, Counter>,
-    pub(crate) prompt_tokens: Counter,
-    pub(crate) generated_tokens: Counter,
-    pub(crate) time_to_first_token: Histogram,
-    pub(crate) inter_token: Histogram,
-    pub(crate) queue_time: Histogram,
+    models: Mutex<BTreeMap<String, Arc<ModelMetrics>>>,
     pub(crate) connections: Gauge,
     pub(crate) connections_closed_slow: Counter,
-    requests_running: Gauge,
-    requests_queued: Gauge,
     requests_in_flight: Gauge,
     progress_bytes: Family<PhaseLabel, Gauge>,
     progress_total_bytes: Family<PhaseLabel, Gauge>,
     startup_seconds: Family<PhaseLabel, Gauge<f64, std::sync::atomic::AtomicU64>>,
     pub(crate) trust: TrustMetrics,
+    resident_memory: Gauge,
+    pub(crate) spans: Counter,
+    pub(crate) spans_dropped: Counter,
 }
 
 /// Values that belong to others and are read when someone asks.
+#[derive(Default)]
 pub(crate) struct Now {
-    pub(crate) running: usize,
     pub(crate) queued: usize,
     pub(crate) in_flight: u64,
+    pub(crate) models: Vec<Seen>,
 }
 
 impl Metrics {
     pub(crate) fn new() -> Arc<Self> {
-        let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 18));
         let mut metrics = Self {
             registry: Registry::with_prefix("candela_server"),
             requests: Family::default(),
             answer_time: Family::new_with_constructor(|| Histogram::new(ANSWER_SECONDS)),
-            generations: Family::default(),
-            prompt_tokens: Counter::default(),
-            generated_tokens: Counter::default(),
-            time_to_first_token: seconds(),
-            inter_token: seconds(),
-            queue_time: seconds(),
+            models: Mutex::default(),
             connections: Gauge::default(),
             connections_closed_slow: Counter::default(),
-            requests_running: Gauge::default(),
-            requests_queued: Gauge::default(),
             requests_in_flight: Gauge::default(),
             progress_bytes: Family::default(),
             progress_total_bytes: Family::default(),
             startup_seconds: Family::default(),
             trust: TrustMetrics::default(),
+            resident_memory: Gauge::default(),
+            spans: Counter::default(),
+            spans_dropped: Counter::default(),
         };
         metrics.register();
         Arc::new(metrics)
@@ -100,24 +94,12 @@ impl Metrics {
             "From the head of a request to the head of its answer, on the public listener",
             self.answer_time.clone(),
         );
-        to.register("generations", "Admitted generations by how they ended", self.generations.clone());
-        to.register("prompt_tokens", "Tokens of admitted prompts", self.prompt_tokens.clone());
-        to.register("generated_tokens", "Tokens generated", self.generated_tokens.clone());
-        to.register(
-            "time_to_first_token_seconds",
-            "From admission to the first token",
-            self.time_to_first_token.clone(),
-        );
-        to.register("inter_token_seconds", "Between tokens of one answer", self.inter_token.clone());
-        to.register("queue_seconds", "From admission to a sequence slot", self.queue_time.clone());
         to.register("connections", "Open connections on the public listener", self.connections.clone());
         to.register(
             "connections_closed_slow",
             "Connections closed since the client sent or read too slowly",
             self.connections_closed_slow.clone(),
         );
-        to.register("requests_running", "Generations that hold a slot", self.requests_running.clone());
-        to.register("requests_queued", "Generations that wait for a slot", self.requests_queued.clone());
         to.register(
             "requests_in_flight",
             "Generations admitted and not answered to the end",
@@ -131,10 +113,30 @@ impl Metrics {
         );
         to.register("startup_seconds", "How long each phase of the start took", self.startup_seconds.clone());
         self.trust.register(to);
+        to.register(
+            "resident_memory_bytes",
+            "Memory of this process that is in RAM",
+            self.resident_memory.clone(),
+        );
+        to.register(
+            "trace_spans",
+            "Spans that were given to the OpenTelemetry collector",
+            self.spans.clone(),
+        );
+        to.register(
+            "trace_spans_dropped",
+            "Spans that were lost since the collector was slow, away or refused them",
+            self.spans_dropped.clone(),
+        );
     }
 
-    pub(crate) fn generation_ended(&self, outcome: &'static str) {
-        self.generations.get_or_create(&Outcome { outcome }).inc();
+    /// Of the model of this name, from now on.
+    pub(crate) fn of(&self, model: &str) -> Arc<ModelMetrics> {
+        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        match models.get(model) {
+            Some(metrics) => Arc::clone(metrics),
+            None => Arc::clone(models.entry(model.to_owned()).or_default()),
+        }
     }
 
     pub(crate) fn phase_took(&self, phase: &'static str, seconds: f64) {
@@ -142,48 +144,21 @@ impl Metrics {
     }
 
     /// The exposition text.
-    pub(crate) fn text(&self, now: &Now, progress: &Progress) -> String {
-        self.requests_running.set(now.running as i64);
-        self.requests_queued.set(now.queued as i64);
+    pub(crate) fn text(&self, now: Now, progress: &Progress, format: Format) -> String {
         self.requests_in_flight.set(now.in_flight as i64);
         let phase = PhaseLabel { phase: progress.phase().name() };
         self.progress_bytes.get_or_create(&phase).set(progress.done_bytes() as i64);
         if let Some(total) = progress.total_bytes() {
             self.progress_total_bytes.get_or_create(&phase).set(total as i64);
         }
-        let mut text = String::new();
-        if encode(&mut text, &self.registry).is_err() {
-            // Writing to a String fails only if a metric's own encoder does.
-            let _ = text.write_str("# EOF\n");
+        if let Some(bytes) = process::resident_bytes() {
+            self.resident_memory.set(bytes as i64);
         }
-        text
+        let mut models = Registry::default();
+        models.register_collector(Box::new(seen::AllSeen(now.models)));
+        text::written(&[&self.registry, &models], format)
     }
 }
-
-/// Media type of [`Metrics::text`].
-pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::progress::Phase;
-
-    #[test]
-    fn the_text_has_our_prefix_and_values() {
-        let metrics = Metrics::new();
-        metrics.requests.get_or_create(&Answer { route: "/v1/models", status: 200 }).inc();
-        metrics.generation_ended("stop");
-        let progress = Progress::new(Phase::Load);
-        progress.set(5, 9);
-        let text = metrics.text(&Now { running: 1, queued: 2, in_flight: 3 }, &progress);
-        for line in [
-            "candela_server_requests_total{route=\"/v1/models\",status=\"200\"} 1",
-            "candela_server_generations_total{outcome=\"stop\"} 1",
-            "candela_server_requests_queued 2",
-            "candela_server_progress_bytes{phase=\"Load\"} 5",
-            "candela_server_progress_total_bytes{phase=\"Load\"} 9",
-        ] {
-            assert!(text.lines().any(|have| have == line), "no {line} in\n{text}");
-        }
-    }
-}
+mod tests;
