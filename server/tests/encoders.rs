@@ -10,7 +10,10 @@ use candela_engine::testing::TinyModel;
 use candela_server::serve;
 use candela_wire::config::{ModelConfig, Task};
 use serde_json::{Value, json};
-use support::{NAME, Server};
+use support::{
+    NAME, Server,
+    tokens::{Signer, claims, now, trust_file},
+};
 use tempfile::TempDir;
 
 /// A tiny model of the engine's golden ones, with a tokenizer of forty words.
@@ -145,4 +148,32 @@ async fn what_cannot_be_embedded_is_refused_by_name() {
     let cut = json!({"model": "emb", "input": long, "truncate": true});
     assert_eq!(post(&server, "/v1/embeddings", cut).await.0, 200);
     server.settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadline_of_the_gateway_ends_batches_of_texts() {
+    let (bert, reranker) = (folder("bert"), folder("bert-rerank"));
+    let models = [model("emb", &bert, Task::Embed), model("rank", &reranker, Task::Rerank)];
+    let (signer, dir) = (Signer::p256("e"), tempfile::tempdir().unwrap());
+    let file = dir.path().join("trust.json");
+    fs::write(&file, trust_file(&[&signer]).to_string()).unwrap();
+    let change = |options: &mut serve::Options| {
+        options.config.models.extend(models);
+        options.trust = file;
+    };
+    let server = Server::with(&TinyModel::default(), change).await;
+    let bearer = format!("Bearer {}", signer.token(&claims(now())));
+    let texts = vec!["w1 w2 w3 w4 w5 w6 w7 w8"; 500];
+    for (path, body) in [
+        ("/v1/embeddings", json!({"model": "emb", "input": texts})),
+        ("/embed", json!({"model": "emb", "input": texts})),
+        ("/v1/rerank", json!({"model": "rank", "query": "w1", "documents": texts})),
+        ("/rerank", json!({"model": "rank", "query": "w1", "documents": texts})),
+    ] {
+        let request = server.http.post(server.url(path)).json(&body).header("x-candela-deadline-ms", "1");
+        let ignored = request.try_clone().unwrap().send().await.unwrap();
+        assert_eq!(ignored.status(), 200, "{path}: {}", ignored.text().await.unwrap());
+        let late = request.header("x-candela-authorization", &bearer).send().await.unwrap();
+        assert_eq!(late.status(), 504, "{path}: {}", late.text().await.unwrap());
+    }
 }
