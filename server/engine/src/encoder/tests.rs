@@ -87,6 +87,44 @@ fn a_text_has_the_same_vector_alone_and_among_others() {
 }
 
 #[test]
+fn a_batch_that_fails_ends_its_requests_and_the_next_one_works() {
+    use crate::tests::faults;
+    let engine = engine_of("bert", &config());
+    let text = || engine.from_ids(vec![2, 5, 6, 3]);
+    let expected = run(&engine, vec![text()]);
+    for (fault, words) in [(faults::FAILS, "on purpose"), (faults::PANICS, "panicked")] {
+        let (sender, receiver) = mpsc::channel();
+        let inputs = vec![text(), engine.from_ids(fault.to_vec())];
+        engine.submit(inputs, None, Box::new(move |how| drop(sender.send(how)))).unwrap();
+        let how = receiver.recv_timeout(PATIENCE).unwrap();
+        assert!(matches!(&how, Encoded::Error(message) if message.contains(words)), "{how:?}");
+        assert_eq!(run(&engine, vec![text()]), expected);
+    }
+    assert!(engine.wait_idle(Instant::now() + PATIENCE));
+    let stats = engine.stats();
+    assert_eq!((stats.running, stats.queued, stats.queued_tokens), (0, 0, 0));
+}
+
+#[test]
+fn a_batch_that_stands_still_shows() {
+    let engine = engine_of("bert", &config());
+    let (ids, release) = crate::tests::faults::stalling(12);
+    let (sender, receiver) = mpsc::channel();
+    let stalled = vec![engine.from_ids(ids)];
+    engine.submit(stalled, None, Box::new(move |how| drop(sender.send(how)))).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while engine.stats().heartbeat_age < Duration::from_millis(300) {
+        assert!(Instant::now() < deadline, "a wedge does not show: {:?}", engine.stats());
+        std::thread::yield_now();
+    }
+    assert_eq!(engine.stats().running, 1);
+    drop(release);
+    assert!(matches!(receiver.recv_timeout(PATIENCE).unwrap(), Encoded::Done(_)), "it comes round");
+    assert!(engine.wait_idle(Instant::now() + PATIENCE));
+    assert_eq!(engine.stats().heartbeat_age, Duration::ZERO);
+}
+
+#[test]
 fn weights_in_8_bits_give_nearly_the_same_vectors() {
     let text = "w5 w6 w7 w8";
     let vector = |quantization| {

@@ -125,7 +125,14 @@ impl Worker {
             })
             .collect();
         let began = Instant::now();
-        let outcome = contained::run(|| compute(&mut self.encoder, self.recipe, self.task, &inputs));
+        let outcome = contained::run(|| {
+            #[cfg(test)]
+            crate::tests::faults::in_batch(
+                self.encoder.pool(),
+                &inputs.iter().map(|input| &input.ids[..]).collect::<Vec<_>>(),
+            )?;
+            compute(&mut self.encoder, self.recipe, self.task, &inputs)
+        });
         let n_inputs = inputs.len();
         drop(inputs);
         match outcome {

@@ -10,28 +10,40 @@ use super::*;
 use crate::{FinishReason, contained, kernels::Pool, schedule::Part};
 
 /// Prompts that begin so make their step fail, panic in a task of the pool, or stand still there.
-const FAILS: [u32; 3] = [7, 7, 1];
-const PANICS: [u32; 3] = [7, 7, 2];
+pub(crate) const FAILS: [u32; 3] = [7, 7, 1];
+pub(crate) const PANICS: [u32; 3] = [7, 7, 2];
 const STALLS: [u32; 3] = [7, 7, 3];
 
 /// What a stalled step waits for, by the token behind [`STALLS`].
 static HELD: Mutex<Option<HashMap<u32, Receiver<()>>>> = Mutex::new(None);
 
+/// A prompt whose step stands still until the sender is dropped. No two tests may have the same `key`.
+pub(crate) fn stalling(key: u32) -> (Vec<u32>, mpsc::Sender<()>) {
+    let (release, held) = mpsc::channel();
+    HELD.lock().unwrap().get_or_insert_default().insert(key, held);
+    ([&STALLS[..], &[key]].concat(), release)
+}
+
 /// Called in each step of this crate's own tests.
 pub(crate) fn in_step(pool: &Pool, parts: &[Part]) -> Result<(), String> {
-    let asked = |what: [u32; 3]| parts.iter().find(|part| part.start == 0 && part.tokens.starts_with(&what));
+    let begun: Vec<_> =
+        parts.iter().filter(|part| part.start == 0).map(|part| part.tokens.as_slice()).collect();
+    in_batch(pool, &begun)
+}
+
+/// Called in each batch of an encoder.
+pub(crate) fn in_batch(pool: &Pool, texts: &[&[u32]]) -> Result<(), String> {
+    let asked = |what: [u32; 3]| texts.iter().find(|tokens| tokens.starts_with(&what));
     if asked(FAILS).is_some() {
         return Err("on purpose".to_owned());
     }
     if asked(PANICS).is_some() {
         pool.run(4, &|i| assert!(i != 2, "a task panics on purpose"));
     }
-    if let Some(part) = asked(STALLS) {
-        let held = HELD
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_mut()
-            .and_then(|held| held.remove(&part.tokens[3]));
+    if let Some(tokens) = asked(STALLS) {
+        let mut all = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = all.as_mut().and_then(|all| all.remove(&tokens[3]));
+        drop(all);
         let held = Mutex::new(held.expect("the test holds the step"));
         pool.run(4, &|i| {
             if i == 2 {
@@ -80,10 +92,8 @@ fn a_step_that_fails_ends_its_requests_and_the_next_one_works() {
 #[test]
 fn a_step_that_stands_still_shows_and_one_that_takes_long_does_not() {
     let engine = engine_with(&long_model(), &EngineConfig { threads: Some(2), ..config() });
-    let (release, held) = mpsc::channel();
-    let key = 11;
-    HELD.lock().unwrap().get_or_insert_default().insert(key, held);
-    let stalled = submit(&engine, greedy(&[STALLS[0], STALLS[1], STALLS[2], key], 2)).unwrap();
+    let (prompt, release) = stalling(11);
+    let stalled = submit(&engine, greedy(&prompt, 2)).unwrap();
     let limit = Duration::from_millis(300);
     let deadline = Instant::now() + PATIENCE;
     while engine.stats().heartbeat_age < limit {
