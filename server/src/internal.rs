@@ -74,7 +74,7 @@ fn exposition(text: String, format: Format) -> Response {
 
 /// Alive while loading, however long that takes (the stall watchdog looks after it), and afterwards as long as
 /// the engines get on.
-async fn livez(extract::State(app): extract::State<Arc<App>>) -> Response {
+pub(crate) async fn livez(extract::State(app): extract::State<Arc<App>>) -> Response {
     if !app.models.are_all_loaded() {
         return (StatusCode::OK, starting(&app.progress)).into_response();
     }
@@ -86,7 +86,7 @@ fn unavailable(message: String) -> Response {
 }
 
 /// An engine that is stuck loses its traffic before `/livez` gives it up: if it comes round, nothing is lost by a restart.
-async fn readyz(extract::State(app): extract::State<Arc<App>>) -> Response {
+pub(crate) async fn readyz(extract::State(app): extract::State<Arc<App>>) -> Response {
     match (app.lifecycle.stage(), app.models.are_all_loaded()) {
         (Stage::Ready, true) => {
             let stuck = health::stuck(&app, health::Probe::Ready);

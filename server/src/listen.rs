@@ -1,5 +1,6 @@
 //! The accept loop. axum's own has no deadlines, so this one drives hyper: time limits for headers, rest and
-//! writes, a bound on connections, and a close that waits for answers under way.
+//! writes, a bound on connections, and a close that waits for answers under way. What is particular to HTTP/2 is in
+//! `http2`.
 
 use std::{
     io,
@@ -12,6 +13,7 @@ use std::{
 };
 
 use axum::{Router, body::Body};
+use bytes::{Buf, Bytes};
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
@@ -28,6 +30,7 @@ use tracing::{debug, warn};
 use crate::{
     Fatal,
     app::Limits,
+    http2,
     lifecycle::{Lifecycle, Stage},
     resting::{Life, Open, Part},
 };
@@ -53,6 +56,8 @@ pub(crate) struct Bounds {
     pub(crate) connections: usize,
     /// Whether a connection may rest between two requests.
     pub(crate) keep_alive: bool,
+    /// Whether a client may speak HTTP/2 as well.
+    pub(crate) http2: bool,
 }
 
 impl Bounds {
@@ -63,6 +68,7 @@ impl Bounds {
             write: limits.write,
             connections: limits.connections,
             keep_alive: true,
+            http2: true,
         }
     }
 
@@ -70,7 +76,7 @@ impl Bounds {
     /// the kubelet out by holding connections open.
     pub(crate) fn internal() -> Self {
         let (header, write) = (Duration::from_secs(2), Duration::from_secs(10));
-        Self { header, idle: header, write, connections: 1024, keep_alive: false }
+        Self { header, idle: header, write, connections: 1024, keep_alive: false, http2: false }
     }
 }
 
@@ -174,7 +180,7 @@ impl Listener {
         slot: Option<OwnedSemaphorePermit>,
     ) {
         let entry = open.add(&self.connections);
-        let connection = self.connection(stream, Arc::clone(&entry.life));
+        let connection = self.connection(stream, Arc::clone(&entry.life), tracker.clone());
         tracker.spawn(async move {
             if let Err(err) = connection.await {
                 debug!(%peer, %err, "connection ended early");
@@ -187,33 +193,18 @@ impl Listener {
         &self,
         stream: TcpStream,
         life: Arc<Life>,
-    ) -> impl Future<Output = hyper::Result<()>> + use<> {
+        tasks: TaskTracker,
+    ) -> impl Future<Output = io::Result<()>> + use<> {
         if let Err(err) = stream.set_nodelay(true) {
             debug!(%err, "cannot set TCP_NODELAY");
         }
-        let stream = Guarded::new(stream, self.bounds, Arc::clone(&life), self.closed_slow.clone());
-        let answering = Arc::clone(&life);
+        let mut stream = Guarded::new(stream, self.bounds, Arc::clone(&life), self.closed_slow.clone());
         let router = self.router.clone();
-        let service = service_fn(move |request: Request<Incoming>| {
-            answering.enter(Part::Answering);
-            let router = router.clone();
-            let resting = RestGuard(Arc::clone(&answering));
-            async move {
-                let response = router.oneshot(request.map(Body::new)).await;
-                response.map(|response| response.map(|body| Body::new(WithGuard { body, _guard: resting })))
-            }
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.bounds.idle)
-            .keep_alive(self.bounds.keep_alive)
-            .max_headers(64)
-            .max_buf_size(64 << 10)
-            .serve_connection(TokioIo::new(stream), service);
+        let bounds = self.bounds;
+        let closed_slow = self.closed_slow.clone();
         let lifecycle = self.lifecycle.clone();
         let until = self.until;
         async move {
-            tokio::pin!(connection);
             let closing = async {
                 lifecycle.reached(until).await;
                 // A request may be on its way; its answer says that the connection closes.
@@ -222,31 +213,99 @@ impl Listener {
                     () = lifecycle.reached(Stage::Ending) => {}
                 }
             };
-            tokio::select! {
-                // First, so that bytes which have arrived count as a request begun.
-                biased;
-                result = connection.as_mut() => return result,
-                () = closing => {}
-                () = life.told_to_close() => {}
+            tokio::pin!(closing);
+            let mut must_close = false;
+            if bounds.http2 {
+                let (is_http2, begun) = {
+                    let spoken = http2::is_spoken(&mut stream);
+                    tokio::pin!(spoken);
+                    tokio::select! {
+                        biased;
+                        spoken = spoken.as_mut() => spoken?,
+                        () = closing.as_mut() => {
+                            if life.part() == Part::Fresh {
+                                return Ok(());
+                            }
+                            // The head's deadline ends this.
+                            must_close = true;
+                            spoken.await?
+                        }
+                    }
+                };
+                stream.unread = begun.into();
+                if is_http2 {
+                    stream.multiplexed = true;
+                    let closing = async {
+                        if !must_close {
+                            closing.await;
+                        }
+                    };
+                    let served = http2::serve(stream, router, life, bounds, tasks, closing).await;
+                    if served.as_ref().is_err_and(|err| err.kind() == io::ErrorKind::TimedOut) {
+                        closed_slow.inc();
+                    }
+                    return served;
+                }
             }
-            // hyper would wait for the first request of a connection that has had none.
-            if life.part() == Part::Fresh {
-                return Ok(());
-            }
-            // A head that has begun to arrive is a request: hyper would close on it before it is whole. The part changes
-            // only while the connection is polled, and the head's deadline ends this.
-            let head_is_whole = std::future::poll_fn(|cx| match connection.as_mut().poll(cx) {
-                Poll::Ready(result) => Poll::Ready(Some(result)),
-                Poll::Pending if life.part() == Part::Head => Poll::Pending,
-                Poll::Pending => Poll::Ready(None),
-            });
-            if let Some(result) = head_is_whole.await {
-                return result;
-            }
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            let closing = async {
+                if !must_close {
+                    closing.await;
+                }
+            };
+            http1(stream, router, life, bounds, closing).await.map_err(io::Error::other)
         }
     }
+}
+
+/// Answers the requests of a connection, one after the other. `closing` completes when it is to take no more of them.
+async fn http1(
+    stream: Guarded,
+    router: Router,
+    life: Arc<Life>,
+    bounds: Bounds,
+    closing: impl Future<Output = ()>,
+) -> hyper::Result<()> {
+    let answering = Arc::clone(&life);
+    let service = service_fn(move |request: Request<Incoming>| {
+        answering.enter(Part::Answering);
+        let router = router.clone();
+        let resting = RestGuard(Arc::clone(&answering));
+        async move {
+            let response = router.oneshot(request.map(Body::new)).await;
+            response.map(|response| response.map(|body| Body::new(WithGuard { body, _guard: resting })))
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(bounds.idle)
+        .keep_alive(bounds.keep_alive)
+        .max_headers(64)
+        .max_buf_size(64 << 10)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        // First, so that bytes which have arrived count as a request begun.
+        biased;
+        result = connection.as_mut() => return result,
+        () = closing => {}
+        () = life.told_to_close() => {}
+    }
+    // hyper would wait for the first request of a connection that has had none.
+    if life.part() == Part::Fresh {
+        return Ok(());
+    }
+    // A head that has begun to arrive is a request: hyper would close on it before it is whole. The part changes
+    // only while the connection is polled, and the head's deadline ends this.
+    let head_is_whole = std::future::poll_fn(|cx| match connection.as_mut().poll(cx) {
+        Poll::Ready(result) => Poll::Ready(Some(result)),
+        Poll::Pending if life.part() == Part::Head => Poll::Pending,
+        Poll::Pending => Poll::Ready(None),
+    });
+    if let Some(result) = head_is_whole.await {
+        return result;
+    }
+    connection.as_mut().graceful_shutdown();
+    connection.await
 }
 
 /// Sets the part back when an answer's body is done.
@@ -289,6 +348,10 @@ impl hyper::body::Body for WithGuard {
 /// here: it runs from the first byte after a rest until the request reaches the service.
 struct Guarded {
     stream: TcpStream,
+    /// Bytes that were read to see which protocol is spoken.
+    unread: Bytes,
+    /// Requests share the connection, and have their time limits elsewhere.
+    multiplexed: bool,
     bounds: Bounds,
     life: Arc<Life>,
     head_deadline: Pin<Box<Sleep>>,
@@ -300,7 +363,16 @@ struct Guarded {
 impl Guarded {
     fn new(stream: TcpStream, bounds: Bounds, life: Arc<Life>, closed_slow: Counter) -> Self {
         let head_deadline = Box::pin(tokio::time::sleep(bounds.header));
-        Self { stream, bounds, life, head_deadline, write_deadline: None, closed_slow }
+        Self {
+            stream,
+            unread: Bytes::new(),
+            multiplexed: false,
+            bounds,
+            life,
+            head_deadline,
+            write_deadline: None,
+            closed_slow,
+        }
     }
 
     fn too_slow(&self, what: &'static str) -> io::Error {
@@ -327,6 +399,15 @@ impl AsyncRead for Guarded {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.unread.is_empty() {
+            let n = self.unread.len().min(buf.remaining());
+            buf.put_slice(&self.unread[..n]);
+            self.unread.advance(n);
+            return Poll::Ready(Ok(()));
+        }
+        if self.multiplexed {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
         let part = self.life.part();

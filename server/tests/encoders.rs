@@ -4,39 +4,16 @@
 
 mod support;
 
-use std::{fs, path::Path};
+use std::fs;
 
 use candela_engine::testing::TinyModel;
 use candela_server::serve;
-use candela_wire::config::{ModelConfig, Task};
+use candela_wire::config::Task;
 use serde_json::{Value, json};
 use support::{
-    NAME, Server,
+    NAME, Server, encoder_folder as folder, encoder_model as model,
     tokens::{Signer, claims, now, trust_file},
 };
-use tempfile::TempDir;
-
-/// A tiny model of the engine's golden ones, with a tokenizer of forty words.
-fn folder(name: &str) -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("engine/golden").join(name);
-    for file in ["config.json", "model.safetensors"] {
-        fs::copy(golden.join(file), dir.path().join(file)).unwrap();
-    }
-    let vocabulary: serde_json::Map<_, _> = (0..40).map(|i| (format!("w{i}"), json!(i))).collect();
-    let tokenizer = json!({
-        "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"}
-    });
-    fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    dir
-}
-
-fn model(name: &str, dir: &TempDir, task: Task) -> ModelConfig {
-    let mut config = ModelConfig::new(name, format!("file://{}", dir.path().display()));
-    config.tasks = vec![task];
-    config
-}
 
 async fn post(server: &Server, path: &str, body: Value) -> (u16, Value) {
     let answer = server.http.post(server.url(path)).json(&body).send().await.unwrap();

@@ -43,7 +43,7 @@ impl Budget {
     }
 
     /// `None` = too much is being read already.
-    pub(super) fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    pub(crate) fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let share = if bytes <= SMALL_BYTES { &self.small } else { &self.large };
         let permits = u32::try_from(bytes.div_ceil(KIB).max(1)).ok()?;
         Arc::clone(share).try_acquire_many_owned(permits).ok()
@@ -51,12 +51,12 @@ impl Budget {
 }
 
 /// Bytes that the body of one request may have.
-fn limit_bytes(app: &App, context_length: u32) -> usize {
+pub(crate) fn limit_bytes(app: &App, context_length: u32) -> usize {
     let of_context = BASE_BYTES.saturating_add((context_length as usize).saturating_mul(BYTES_PER_TOKEN));
     app.limits.body_bytes.min(of_context).min(app.bodies.large_bytes)
 }
 
-/// The whole body, and its part of the budget.
+/// The whole body, which must be JSON, and its part of the budget.
 pub(super) async fn read(
     app: &App,
     context_length: u32,
@@ -70,6 +70,15 @@ pub(super) async fn read(
     if !media_type.is_none_or(is_json) {
         return Err(ApiError::MediaType);
     }
+    read_any(app, context_length, request).await
+}
+
+/// The same for a body of any type.
+pub(crate) async fn read_any(
+    app: &App,
+    context_length: u32,
+    request: Request,
+) -> Result<(Bytes, OwnedSemaphorePermit), ApiError> {
     let limit = limit_bytes(app, context_length);
     let announced =
         request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
@@ -116,7 +125,7 @@ const MAX_CONTAINERS: usize = 16 << 10;
 const MAX_OTHER_VALUES: usize = 64 << 10;
 
 /// Refuses what would take far more memory as values than as text: `{"":0},` is 7 bytes, and hundreds as an object.
-pub(super) fn check_values(body: &[u8], context_length: u32) -> Result<(), ApiError> {
+pub(crate) fn check_values(body: &[u8], context_length: u32) -> Result<(), ApiError> {
     let (mut containers, mut values) = (0, 0);
     let (mut in_string, mut escaped) = (false, false);
     for byte in body {

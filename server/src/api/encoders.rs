@@ -26,11 +26,11 @@ use super::{error::ApiError, native::Problem, no_such_model, prepare, random_hex
 use crate::{app::App, lifecycle::Stage, model::Served, telemetry, trust::Caller};
 
 /// Texts that are tokenised, and for whom.
-struct Job<T> {
-    engine: EncoderEngine,
-    model: String,
-    inputs: Vec<Input>,
-    wishes: T,
+pub(crate) struct Job<T> {
+    pub(crate) engine: EncoderEngine,
+    pub(crate) model: String,
+    pub(crate) inputs: Vec<Input>,
+    pub(crate) wishes: T,
     /// For what is kept of the body until the answer.
     _kept: Option<OwnedSemaphorePermit>,
 }
@@ -104,7 +104,7 @@ async fn ranked(app: &Arc<App>, request: Request) -> Result<Ranking, ApiError> {
         .enumerate()
         .filter_map(|(index, output)| match output {
             Output::Score(score) => {
-                let relevance_score = if raw_scores { *score } else { 1.0 / (1.0 + (-score).exp()) };
+                let relevance_score = if raw_scores { *score } else { relevance(*score) };
                 Some(Ranked { index, relevance_score, document: None })
             }
             _ => None,
@@ -122,6 +122,11 @@ async fn ranked(app: &Arc<App>, request: Request) -> Result<Ranking, ApiError> {
     Ok(Ranking { id: format!("rerank-{}", random_hex()), model, results, usage })
 }
 
+/// A score on a scale from 0 to 1.
+pub(crate) fn relevance(score: f32) -> f32 {
+    1.0 / (1.0 + (-score).exp())
+}
+
 fn check_model(served: &Served, asked: Option<&String>) -> Result<(), ApiError> {
     match asked {
         Some(asked) if *asked != served.name => Err(no_such_model(asked, served)),
@@ -129,7 +134,11 @@ fn check_model(served: &Served, asked: Option<&String>) -> Result<(), ApiError> 
     }
 }
 
-fn embeddings_job(app: &App, served: &Served, body: &[u8]) -> Result<Job<EmbeddingsRequest>, ApiError> {
+pub(crate) fn embeddings_job(
+    app: &App,
+    served: &Served,
+    body: &[u8],
+) -> Result<Job<EmbeddingsRequest>, ApiError> {
     let mut wishes = EmbeddingsRequest::parse(body, &app.limits.shape).map_err(ApiError::Invalid)?;
     check_model(served, wishes.model.as_ref())?;
     let engine = served.encoder(Task::Embed)?;
@@ -151,7 +160,7 @@ fn embeddings_job(app: &App, served: &Served, body: &[u8]) -> Result<Job<Embeddi
     Ok(Job { engine: engine.clone(), model: served.name.clone(), inputs, wishes, _kept: None })
 }
 
-fn rerank_job(app: &App, served: &Served, body: &[u8]) -> Result<Job<RerankRequest>, ApiError> {
+pub(crate) fn rerank_job(app: &App, served: &Served, body: &[u8]) -> Result<Job<RerankRequest>, ApiError> {
     let mut wishes = RerankRequest::parse(body).map_err(ApiError::Invalid)?;
     check_model(served, wishes.model.as_ref())?;
     let engine = served.encoder(Task::Rerank)?;
@@ -198,7 +207,7 @@ impl Drop for Cancels {
     }
 }
 
-async fn computed(
+pub(crate) async fn computed(
     app: &App,
     model: &str,
     engine: &EncoderEngine,
@@ -244,7 +253,7 @@ async fn computed(
 }
 
 /// The first `n` numbers, to length 1 again, as models of nested dimensions are trained for.
-fn shortened(mut vector: Vec<f32>, n: Option<usize>) -> Vec<f32> {
+pub(crate) fn shortened(mut vector: Vec<f32>, n: Option<usize>) -> Vec<f32> {
     let Some(n) = n.filter(|n| *n < vector.len()) else { return vector };
     vector.truncate(n);
     let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();

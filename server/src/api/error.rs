@@ -154,6 +154,10 @@ impl ApiError {
         }
     }
 
+    pub(crate) fn status(&self) -> StatusCode {
+        self.class().0
+    }
+
     pub(crate) fn body(&self) -> ErrorBody {
         let (_, kind, code) = self.class();
         let param = match self {
@@ -176,7 +180,7 @@ impl ApiError {
     }
 
     /// When to come back, for errors that pass.
-    fn retry_after(&self) -> Option<Duration> {
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::QueueFull { retry_after } => Some(*retry_after),
             Self::Loading { .. } => Some(Duration::from_secs(5)),

@@ -27,7 +27,7 @@ use candela_wire::{
     openai::{Model, ModelList},
     trust::{AUTHORIZATION, MAX_REQUEST_ID_BYTES, REQUEST_ID as REQUEST_ID_NAME},
 };
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, Version, header};
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -37,10 +37,15 @@ use crate::{
     metrics::Answer,
     model::Served,
     models::{Chosen, Models},
-    telemetry,
+    oip, telemetry,
 };
-pub(crate) use body::Budget;
+pub(crate) use answer::{Choice, Piece, Writer, event, event_stream, finish_reason, respond};
+pub(crate) use body::{Budget, check_values, limit_bytes, read_any};
+pub(crate) use encoders::{Job as EncoderJob, computed, embeddings_job, relevance, rerank_job, shortened};
 pub(crate) use error::ApiError;
+pub(crate) use generation::{Generation, Next as Happening};
+pub(crate) use native::generate::parse as generate_job;
+pub(crate) use prepare::{Job, off_thread, request_limit};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static(REQUEST_ID_NAME);
 const MODEL: HeaderName = HeaderName::from_static("x-candela-model");
@@ -74,11 +79,13 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         let allowed = if method == "get" { "GET, HEAD" } else { "POST" };
         let wrong_method = move || async move {
             let err = ApiError::Method { allowed };
-            if is_openai(path) { err.into_response() } else { native::Problem::from(err).into_response() }
+            refused(path, err)
         };
         router = router.route(path, handler.fallback(wrong_method));
     }
     router
+        .merge(oip::http::router())
+        .route(oip::grpc::ROUTE, axum::routing::any(oip::grpc::handle))
         .fallback(nothing_here)
         .layer(middleware::from_fn_with_state(Arc::clone(&app), around))
         .with_state(app)
@@ -89,7 +96,8 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     let id = request_id(&request);
     request.headers_mut().insert(REQUEST_ID, id.clone());
     let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-    let route = routes_label(path.as_deref());
+    let route = oip::http::label(request.uri().path()).unwrap_or_else(|| routes_label(path.as_deref()));
+    let is_http1 = request.version() < Version::HTTP_2;
     let began = Instant::now();
     let chosen = Chosen::default();
     request.extensions_mut().insert(chosen.clone());
@@ -104,13 +112,14 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
             request.extensions_mut().insert(caller);
             telemetry::scoped(span.clone(), next.run(request)).await
         }
-        Err(err) if is_openai(request.uri().path()) => err.into_response(),
-        Err(err) => native::Problem::from(err).into_response(),
+        Err(err) => refused(request.uri().path(), err),
     };
+    let counted = response.extensions().get::<oip::http::Counted>().map(|counted| counted.0);
+    let status = counted.unwrap_or_else(|| response.status());
     if let Some(span) = span {
-        span.answered(response.status());
+        span.answered(status);
     }
-    let answer = Answer { route, status: response.status().as_u16() };
+    let answer = Answer { route, status: status.as_u16() };
     app.metrics.requests.get_or_create(&answer).inc();
     app.metrics.answer_time.get_or_create(&answer).observe(began.elapsed().as_secs_f64());
     debug!(route, status = response.status().as_u16(), request_id = ?id, trusted, "answered");
@@ -123,7 +132,10 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
             }
         }
     }
-    if app.lifecycle.stage() >= Stage::Draining {
+    if !is_http1 {
+        // HTTP/2 has no such header: a connection ends by itself, and its streams beside it.
+        headers.remove(header::CONNECTION);
+    } else if app.lifecycle.stage() >= Stage::Draining {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -147,28 +159,32 @@ pub(crate) fn random_hex() -> String {
 }
 
 fn routes_label(path: Option<&str>) -> &'static str {
-    static KNOWN: std::sync::LazyLock<Vec<&str>> =
-        std::sync::LazyLock::new(|| routes().into_iter().map(|(_, known, _)| known).collect());
+    static KNOWN: std::sync::LazyLock<Vec<&str>> = std::sync::LazyLock::new(|| {
+        let ours = routes().into_iter().map(|(_, known, _)| known);
+        ours.chain(oip::http::documented().into_iter().map(|(_, known)| known)).collect()
+    });
     KNOWN.iter().copied().find(|known| Some(*known) == path).unwrap_or("none")
 }
 
-/// Where OpenAI's clients may look, errors have OpenAI's shape; elsewhere they are problem+json.
-fn is_openai(path: &str) -> bool {
-    path.starts_with("/v1") || path.starts_with("/v2/rerank")
+/// In the shape that clients of this path read: OpenAI's, the Open Inference Protocol's, or else problem+json.
+fn refused(path: &str, err: ApiError) -> Response {
+    match path.split('/').nth(1) {
+        // Cohere's.
+        Some("v2") if path.starts_with("/v2/rerank") => err.into_response(),
+        Some(part) if part.starts_with("v1") => err.into_response(),
+        Some(part) if part.starts_with("inference.") => oip::grpc::refused(&err),
+        Some("v2") => oip::http::Refused::from(err).into_response(),
+        _ => native::Problem::from(err).into_response(),
+    }
 }
 
 async fn nothing_here(request: Request) -> Response {
     let path: String = request.uri().path().chars().take(200).collect();
-    let err = ApiError::NoRoute { path };
-    if is_openai(request.uri().path()) {
-        err.into_response()
-    } else {
-        native::Problem::from(err).into_response()
-    }
+    refused(request.uri().path(), ApiError::NoRoute { path })
 }
 
 /// The models, all of them loaded, or why they are not.
-fn models(app: &App) -> Result<&Models, ApiError> {
+pub(crate) fn models(app: &App) -> Result<&Models, ApiError> {
     if app.models.are_all_loaded() {
         return Ok(&app.models);
     }
@@ -195,7 +211,7 @@ async fn model(
 }
 
 /// For a name that no model has.
-fn unknown_model(asked: &str, models: &Models) -> ApiError {
+pub(crate) fn unknown_model(asked: &str, models: &Models) -> ApiError {
     let served: Vec<&str> = models.loaded().map(|served| served.name.as_str()).collect();
     ApiError::NoSuchModel { asked: asked.chars().take(100).collect(), served: served.join("`, `") }
 }

@@ -1,5 +1,6 @@
 //! `GET /openapi.json`: the API as OpenAPI 3.1, checked against the routes and against real requests by tests.
 
+mod oip;
 mod schemas;
 
 use axum::Json;
@@ -13,7 +14,7 @@ pub(crate) async fn handle() -> Json<Value> {
 }
 
 fn document() -> Value {
-    json!({
+    let mut document = json!({
         "openapi": "3.1.0",
         "info": {
             "title": "Candela inference server",
@@ -59,7 +60,11 @@ fn document() -> Value {
             }}
         },
         "components": { "schemas": schemas() }
-    })
+    });
+    if let Value::Object(paths) = &mut document["paths"] {
+        oip::add(paths);
+    }
+    document
 }
 
 fn encoded(summary: &str, operation: &str, schema: &str, error: fn() -> Value) -> Value {
@@ -176,7 +181,9 @@ mod tests {
         // OpenAPI has no word for axum's "and all that follows".
         let routed: BTreeSet<_> = super::super::routes()
             .into_iter()
-            .map(|(method, path, _)| (method.to_owned(), path.replace("{*", "{")))
+            .map(|(method, path, _)| (method, path))
+            .chain(crate::oip::http::documented())
+            .map(|(method, path)| (method.to_owned(), path.replace("{*", "{")))
             .collect();
         assert_eq!(documented, routed);
     }

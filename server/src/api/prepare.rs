@@ -101,17 +101,29 @@ async fn parsed_within<T: Send + 'static>(
     let context_length = longest_context(models(app)?);
     let chosen = request.extensions().get::<Chosen>().cloned().unwrap_or_default();
     let (body, room) = body::read(app, tokens.unwrap_or(context_length), request).await?;
+    off_thread(app, move |app| {
+        let _room = room;
+        body::check_values(&body, context_length)?;
+        let served = asked(app, &body)?;
+        chosen.set(served);
+        parse(app, served, &body)
+    })
+    .await
+}
+
+/// Runs `work`, such as tokenising, on a blocking thread. Of what would wait for one, a bounded number may.
+pub(crate) async fn off_thread<T: Send + 'static>(
+    app: &Arc<App>,
+    work: impl FnOnce(&Arc<App>) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
     let full = ApiError::QueueFull { retry_after: Duration::from_secs(1) };
     let preparing = Arc::clone(&app.preparing).try_acquire_owned().map_err(|_| full)?;
     let closed = |_| ApiError::ShuttingDown;
     let tokenising = Arc::clone(&app.tokenising).acquire_owned().await.map_err(closed)?;
     let app = Arc::clone(app);
     let work = move || {
-        let _permits = (preparing, tokenising, room);
-        body::check_values(&body, context_length)?;
-        let served = asked(&app, &body)?;
-        chosen.set(served);
-        parse(&app, served, &body)
+        let _permits = (preparing, tokenising);
+        work(&app)
     };
     // It ends without a result only if it panicked, and then so does the process.
     tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::ShuttingDown)?

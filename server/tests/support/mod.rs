@@ -7,6 +7,7 @@ pub(crate) mod tokens;
 
 use std::{
     collections::BTreeMap,
+    fs,
     future::Future,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -16,7 +17,7 @@ use std::{
 use candela_engine::testing::TinyModel;
 use candela_server::{Fatal, Limits, fetch, serve};
 use candela_wire::{
-    config::{Batching, ModelConfig, ServerConfig, Timeouts},
+    config::{Batching, ModelConfig, ServerConfig, Task, Timeouts},
     internal::ProcessStatus,
     sse,
 };
@@ -83,6 +84,28 @@ async fn fetched_files(files: Repo) -> TempDir {
 /// Slow enough that streams overlap: thousands of tokens at some hundred a second.
 pub(crate) fn long_winded() -> TinyModel {
     TinyModel { layers: 4, hidden: 256, context_length: 16384, ..TinyModel::default() }
+}
+
+/// A tiny model of the engine's golden ones, with a tokenizer of forty words.
+pub(crate) fn encoder_folder(name: &str) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("engine/golden").join(name);
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(golden.join(file), dir.path().join(file)).unwrap();
+    }
+    let vocabulary: serde_json::Map<_, _> = (0..40).map(|i| (format!("w{i}"), json!(i))).collect();
+    let tokenizer = json!({
+        "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"}
+    });
+    fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    dir
+}
+
+pub(crate) fn encoder_model(name: &str, dir: &TempDir, task: Task) -> ModelConfig {
+    let mut config = ModelConfig::new(name, format!("file://{}", dir.path().display()));
+    config.tasks = vec![task];
+    config
 }
 
 /// A server of this process.

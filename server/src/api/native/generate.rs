@@ -31,7 +31,7 @@ pub(crate) async fn handle(State(app): State<Arc<App>>, request: Request) -> Res
     Ok(answer::respond(&app, job, writer).await?)
 }
 
-fn parse(app: &App, served: &Served, body: &[u8]) -> Result<(Job, ()), ApiError> {
+pub(crate) fn parse(app: &App, served: &Served, body: &[u8]) -> Result<(Job, ()), ApiError> {
     let request = GenerateRequest::parse(body, &app.limits.shape).map_err(ApiError::Invalid)?;
     check_model(served, request.model.as_deref())?;
     let tokens = tokens(served, request.input)?;
