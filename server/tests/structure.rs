@@ -7,7 +7,7 @@ mod support;
 use candela_engine::testing::TinyModel;
 use candela_wire::openai::{ChatChunk, ChatCompletion, Completion, ErrorBody, FinishReason};
 use serde_json::{Value, json};
-use support::{Events, NAME, Server};
+use support::{Events, NAME, Server, TEMPLATE};
 
 fn roomy() -> TinyModel {
     TinyModel { context_length: 4096, ..TinyModel::default() }
@@ -112,10 +112,6 @@ async fn an_answer_held_to_a_schema_is_of_it_whole_and_streamed() {
     assert_eq!(param, "response_format.json_schema.schema");
     assert!(message.contains("not"), "{message}");
 }
-
-const TEMPLATE: &str = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}{% for m in messages %}\
-     <|user|>{{ m.content }}{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>\
-     {% endfor %}{% endfor %}<|assistant|>";
 
 fn tools() -> Value {
     let parameters = json!({"type": "object", "required": ["days"], "additionalProperties": false,

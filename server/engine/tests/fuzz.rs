@@ -7,15 +7,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
+mod counting;
+
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
     fs,
     ops::ControlFlow,
     path::Path,
-    sync::{
-        atomic::{AtomicUsize, Ordering},
-        mpsc,
-    },
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -26,48 +24,8 @@ use candela_engine::{
 use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 
-/// Counts what is held, and remembers the most.
-struct Counting;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static MOST: AtomicUsize = AtomicUsize::new(0);
-
-#[expect(unsafe_code, reason = "an allocator is an unsafe trait")]
-// SAFETY: every call goes to the system's allocator unchanged; the counters touch no memory of theirs.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        grew(layout.size());
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        grew(layout.size());
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: as above.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
-        grew(size);
-        // SAFETY: as above.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
-fn grew(size: usize) {
-    let held = HELD.fetch_add(size, Ordering::Relaxed) + size;
-    MOST.fetch_max(held, Ordering::Relaxed);
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: counting::Counting = counting::Counting;
 
 /// What a load may hold at once: the widest JSON value takes ninety times its bytes, and a context's keys and values
 /// are asked for by the config, so the limit given to the engine counts too.
@@ -121,10 +79,9 @@ fn one(target: &str, seed: u64, make: Make) -> bool {
     let source = make(dir.path(), &mut rng);
     let bytes: u64 = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
     let began = Instant::now();
-    let before = HELD.load(Ordering::Relaxed);
-    MOST.store(before, Ordering::Relaxed);
+    let before = counting::start();
     let served = serve(&source).unwrap_or_else(|what| panic!("{target}, seed {seed}: {what}"));
-    let most = MOST.load(Ordering::Relaxed).saturating_sub(before);
+    let most = counting::most_since(before);
     let allowed = MEMORY_LIMIT as usize + PER_BYTE * bytes as usize;
     assert!(most <= allowed, "{target}, seed {seed}: {most} bytes were held for {bytes} of input");
     let took = began.elapsed();

@@ -81,6 +81,10 @@ async fn fetched_files(files: Repo) -> TempDir {
     dir
 }
 
+pub(crate) const TEMPLATE: &str = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}{% for m in messages %}\
+     <|user|>{{ m.content }}{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>\
+     {% endfor %}{% endfor %}<|assistant|>";
+
 /// Slow enough that streams overlap: thousands of tokens at some hundred a second.
 pub(crate) fn long_winded() -> TinyModel {
     TinyModel { layers: 4, hidden: 256, context_length: 16384, ..TinyModel::default() }
@@ -132,12 +136,20 @@ impl Server {
 
     /// With another chat template than tiny models have.
     pub(crate) async fn with_template(model: &TinyModel, template: &str) -> Self {
+        Self::with_template_and(model, template, |_| {}).await
+    }
+
+    pub(crate) async fn with_template_and(
+        model: &TinyModel,
+        template: &str,
+        change: impl FnOnce(&mut serve::Options),
+    ) -> Self {
         let mut files = model_files(model);
         let config = files.files.get_mut("tokenizer_config.json").unwrap();
         let mut json: Value = serde_json::from_slice(config).unwrap();
         json["chat_template"] = template.into();
         *config = json.to_string().into();
-        let server = Self::over(fetched_files(files).await, |_| {}).await;
+        let server = Self::over(fetched_files(files).await, change).await;
         until("the server is ready", || async { server.probe("readyz").await == 200 }).await;
         server
     }
