@@ -14,6 +14,8 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
+use crate::{Constraint, Engine, SpecialTokens};
+
 /// Tokens: 256 bytes, then [`SPECIAL`].
 pub const VOCABULARY: u32 = 260;
 /// Begin, end, user turn, assistant turn; ids from 256.
@@ -344,4 +346,10 @@ pub fn measure_products(threads: usize, rows: usize, columns: usize, report: &mu
             ));
         }
     }
+}
+
+/// Whether an answer that is held to `constraint` may be this text, and nothing after it.
+pub fn may_be(engine: &Engine, constraint: &Constraint, text: &str) -> bool {
+    let tokens = engine.encode(text, SpecialTokens::AsWritten).unwrap_or_default();
+    constraint.takes(&tokens).1
 }

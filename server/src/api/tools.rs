@@ -2,7 +2,7 @@
 //! an answer.
 
 use candela_engine::Grammar;
-use candela_wire::openai::{ToolChoice, Tools};
+use candela_wire::openai::{InvalidField, ToolChoice, Tools};
 use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
@@ -30,7 +30,7 @@ impl Notation {
         let has = |text: &str| template.contains(text);
         let unsupported = |what: &str| {
             let message = format!("`tools`: {what}; leave `tools` out or choose another model");
-            ApiError::Invalid(candela_wire::openai::InvalidField::unsupported("tools", message))
+            ApiError::Invalid(InvalidField::unsupported("tools", message))
         };
         if !has("tools") {
             return Err(unsupported("the chat template of this model does not know tools"));
@@ -49,22 +49,28 @@ impl Notation {
         }
     }
 
-    /// Of calls that an answer must have; `None` = the model may answer as it likes.
+    /// What an answer with these tools must be; `None` = the model may answer as it likes.
     pub(crate) fn grammar(self, tools: &Tools) -> Result<Option<Grammar>, ApiError> {
+        let all = tools.functions.iter().enumerate();
         let wanted: Vec<_> = match &tools.choice {
-            ToolChoice::None | ToolChoice::Auto => return Ok(None),
-            ToolChoice::Required => tools.functions.iter().enumerate().collect(),
-            ToolChoice::Named(name) => {
-                tools.functions.iter().enumerate().filter(|(_, function)| function.name == *name).collect()
-            }
+            ToolChoice::None => return Ok(None),
+            ToolChoice::Auto if all.clone().all(|(_, function)| !function.strict) => return Ok(None),
+            ToolChoice::Auto | ToolChoice::Required => all.collect(),
+            ToolChoice::Named(name) => all.filter(|(_, function)| function.name == *name).collect(),
         };
+        let is_free = tools.choice == ToolChoice::Auto;
         // A named function is called once.
-        let several = tools.parallel && tools.choice == ToolChoice::Required;
+        let several = tools.parallel && !matches!(tools.choice, ToolChoice::Named(_));
         let arguments = if self == Self::Llama { "parameters" } else { "arguments" };
         let mut rules = Vec::new();
         for (at, function) in &wanted {
             let nothing = || json!({"type": "object", "properties": {}, "additionalProperties": false});
-            let schema = function.parameters.clone().unwrap_or_else(nothing);
+            let schema = match &function.parameters {
+                // Where the model decides, only those that say so are held to their schemas.
+                Some(_) if is_free && !function.strict => json!({"type": "object"}),
+                Some(schema) => schema.clone(),
+                None => nothing(),
+            };
             let schema = Grammar::embedded_schema(&schema).map_err(|err| {
                 let param = format!("tools[{at}].function.parameters");
                 ApiError::invalid(&param, format!("`{param}` cannot be kept to: {err}"))
@@ -73,18 +79,46 @@ impl Notation {
             rules.push(format!("{head} %json {schema} \"}}\""));
         }
         let call = format!("call: {}", rules.join("\n    | "));
+        let start = match (self, is_free) {
+            (_, false) => self.forced(several),
+            (Self::Hermes, true) => {
+                // Text up to the first mark, and after it a call. What has no mark is text to the end.
+                let calls = if several { "tagged*" } else { "tagged?" };
+                format!(
+                    "start: {calls} rest?\ntagged: before \"\\n\" call \"\\n{HERMES_END}\"\n\
+                     before[lazy]: /(?s:.)*{HERMES_BEGIN}/\nrest: REST\n\
+                     REST: /(?s:.)+/ & ~/(?s:.)*{HERMES_BEGIN}(?s:.)*/"
+                )
+            }
+            (Self::Llama, true) => "start: call | REST?\nREST: /[ \\n\\t]*[^{ \\n\\t](?s:.)*/".to_owned(),
+            (Self::Mistral, true) => {
+                let param = "tool_choice";
+                let message = format!(
+                    "`{param}`: this model marks its calls by a token that no text shows, so that `strict` cannot be \
+                     kept where it may also answer with text: set `{param}` to `required` or to a function, or leave \
+                     `strict` out"
+                );
+                return Err(ApiError::Invalid(InvalidField::unsupported(param, message)));
+            }
+        };
+        Ok(Some(Grammar::Lark(format!("{start}\n{call}"))))
+    }
+
+    /// The first rules of an answer that is nothing but calls.
+    fn forced(self, several: bool) -> String {
         let start = match (self, several) {
-            (Self::Hermes, false) => "start: tagged".to_owned(),
-            (Self::Hermes, true) => "start: tagged (\"\\n\" tagged)*".to_owned(),
-            (Self::Mistral, false) => "start: \"[\" call \"]\"".to_owned(),
-            (Self::Mistral, true) => "start: \"[\" call (\", \" call)* \"]\"".to_owned(),
-            (Self::Llama, _) => "start: call".to_owned(),
+            (Self::Hermes, false) => "start: tagged",
+            (Self::Hermes, true) => "start: tagged (\"\\n\" tagged)*",
+            (Self::Mistral, false) => "start: \"[\" call \"]\"",
+            (Self::Mistral, true) => "start: \"[\" call (\", \" call)* \"]\"",
+            (Self::Llama, _) => "start: call",
         };
-        let tagged = match self {
-            Self::Hermes => format!("\ntagged: \"{HERMES_BEGIN}\\n\" call \"\\n{HERMES_END}\""),
-            Self::Llama | Self::Mistral => String::new(),
-        };
-        Ok(Some(Grammar::Lark(format!("{start}{tagged}\n{call}"))))
+        match self {
+            Self::Hermes => {
+                format!("{start}\ntagged: \"{HERMES_BEGIN}\\n\" call \"\\n{HERMES_END}\"")
+            }
+            Self::Llama | Self::Mistral => start.to_owned(),
+        }
     }
 
     /// An id for a call; Mistral's templates accept nine letters and digits only.

@@ -19,6 +19,8 @@ pub struct Function {
     pub description: Option<String>,
     /// A JSON schema; absent = no parameters.
     pub parameters: Option<Value>,
+    /// Calls of it must match that, also where the model decides whether to call.
+    pub strict: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +63,6 @@ pub(super) fn tools(fields: &mut Fields, flat: bool) -> Result<Option<Tools>, In
         None => Vec::new(),
     };
     let mut functions: Vec<Function> = Vec::new();
-    let mut strict = None;
     for (at, value) in list.into_iter().enumerate() {
         let path = format!("tools[{at}]");
         let mut outer = Fields::of(&path, value)?;
@@ -93,11 +94,9 @@ pub(super) fn tools(fields: &mut Fields, flat: bool) -> Result<Option<Tools>, In
             Some(value @ Value::Object(_)) => Some(value),
             Some(other) => return Err(wrong(&parameters_path, "a JSON schema of an object", &other)),
         };
-        if inner.boolean("strict")? == Some(true) {
-            strict.get_or_insert_with(|| inner.path("strict"));
-        }
+        let strict = inner.boolean("strict")?.unwrap_or(false);
         inner.finish()?;
-        functions.push(Function { name, description, parameters });
+        functions.push(Function { name, description, parameters, strict });
     }
     let choice = choice(fields, flat, &functions)?;
     let parallel = fields.boolean("parallel_tool_calls")?;
@@ -109,15 +108,6 @@ pub(super) fn tools(fields: &mut Fields, flat: bool) -> Result<Option<Tools>, In
         return Ok(None);
     }
     let choice = choice.unwrap_or(ToolChoice::Auto);
-    if let Some(path) = strict
-        && matches!(choice, ToolChoice::Auto)
-    {
-        let message = format!(
-            "`{path}`: a model that may also answer with text is not held to a schema here: set `tool_choice` to \
-             `required` or to a function, or leave `strict` out"
-        );
-        return Err(InvalidField::unsupported(path, message));
-    }
     Ok(Some(Tools { functions, choice, parallel: parallel.unwrap_or(true) }))
 }
 

@@ -29,6 +29,15 @@ pub struct Constraint {
     masks: Masks,
 }
 
+impl Constraint {
+    /// How many of these tokens an output may begin with, and whether it may end after them.
+    pub(crate) fn takes(&self, tokens: &[u32]) -> (usize, bool) {
+        let mut matcher = self.matcher.clone();
+        let n = matcher.try_consume_tokens(tokens).unwrap_or(0);
+        (n, n == tokens.len() && matcher.is_accepting().unwrap_or(false))
+    }
+}
+
 impl fmt::Debug for Constraint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Constraint").field("first_tokens", &self.first.num_set()).finish_non_exhaustive()

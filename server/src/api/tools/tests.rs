@@ -78,3 +78,68 @@ fn notations_are_read_off_the_template() {
     assert!(refused("{{ tools }} <tool_call><function=f>").contains("cannot read"));
     assert_eq!(Notation::Mistral.call_id("0123456789ab").len(), 9);
 }
+
+fn engine() -> candela_engine::Engine {
+    let dir = tempfile::tempdir().unwrap();
+    let model = candela_engine::testing::TinyModel::default();
+    model.write_folder(dir.path()).unwrap();
+    let source = candela_engine::ModelSource::Folder(dir.path().to_owned());
+    candela_engine::Engine::load(&source, &candela_engine::EngineConfig::default(), &mut |_| ()).unwrap()
+}
+
+#[test]
+fn where_the_model_decides_a_call_of_a_strict_function_matches_its_schema() {
+    let parameters = json!({"type": "object", "required": ["days"], "additionalProperties": false,
+        "properties": {"days": {"type": "integer", "minimum": 1, "maximum": 9}}});
+    let function = |name: &str, strict: bool| candela_wire::openai::Function {
+        name: name.to_owned(),
+        description: None,
+        parameters: Some(parameters.clone()),
+        strict,
+    };
+    let tools = |strict: bool, parallel: bool| Tools {
+        functions: vec![function("f", strict), function("g", false)],
+        choice: ToolChoice::Auto,
+        parallel,
+    };
+    let engine = engine();
+    assert_eq!(Notation::Hermes.grammar(&tools(false, true)), Ok(None), "as the model likes");
+    let may = |notation: Notation, parallel: bool, text: &str| {
+        let grammar = notation.grammar(&tools(true, parallel)).unwrap().unwrap();
+        let constraint = engine.constraint(&grammar).unwrap_or_else(|err| panic!("{grammar:?}: {err}"));
+        candela_engine::testing::may_be(&engine, &constraint, text)
+    };
+    let call = |name: &str, arguments: &str| {
+        format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>")
+    };
+    let (good, bad) = (call("f", "{\"days\": 3}"), call("f", "{\"days\": 30}"));
+    for text in [
+        "It is <b>hot</b>, and 3 < 4.\n".to_owned(),
+        "a <tool_cal".to_owned(),
+        good.clone(),
+        format!("Let me see.\n{good}"),
+        format!("{good}\n{good}"),
+        format!("{good} and then"),
+        call("g", "{\"days\": 30}"),
+    ] {
+        assert!(may(Notation::Hermes, true, &text), "{text}");
+        let again = text.matches("<tool_call>").count() > 1;
+        assert_eq!(may(Notation::Hermes, false, &text), !again, "{text}");
+    }
+    for text in [
+        bad.clone(),
+        format!("Well: {bad}"),
+        format!("{good}\n{bad}"),
+        call("h", "{}"),
+        "<tool_call>f()".to_owned(),
+    ] {
+        assert!(!may(Notation::Hermes, true, &text), "{text}");
+    }
+    let llama = |arguments: &str| format!("{{\"name\": \"f\", \"parameters\": {arguments}}}");
+    assert!(
+        may(Notation::Llama, true, "It is {hot}.") && may(Notation::Llama, true, &llama("{\"days\": 3}"))
+    );
+    assert!(!may(Notation::Llama, true, &llama("{\"days\": 0}")));
+    let refused = Notation::Mistral.grammar(&tools(true, true)).unwrap_err();
+    assert!(refused.to_string().contains("tool_choice"), "{refused}");
+}
