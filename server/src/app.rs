@@ -17,8 +17,8 @@ use crate::{
     lifecycle::Lifecycle,
     metrics::{Metrics, Now, Seen},
     model::Served,
-    models::Models,
     progress::Progress,
+    registry::Registry,
     telemetry::Traces,
     trust::Trust,
 };
@@ -102,7 +102,7 @@ pub(crate) struct App {
     /// `None` = nobody asked for traces.
     pub(crate) traces: Option<Traces>,
     pub(crate) health: Health,
-    pub(crate) models: Models,
+    pub(crate) models: Registry,
     /// Whom headers are believed from.
     pub(crate) trust: Arc<Trust>,
     pub(crate) startup: OnceLock<Startup>,
@@ -117,9 +117,9 @@ pub(crate) struct App {
 
 impl App {
     pub(crate) fn now(&self) -> Now {
-        let seen = |served: &Served| Seen {
-            model: served.name.clone(),
-            metrics: self.metrics.of(&served.name),
+        let seen = |served: Arc<Served>| Seen {
+            model: served.label.clone(),
+            metrics: self.metrics.of(&served.label),
             engine: served.loaded.seen(),
             memory: served.loaded.facts().memory,
         };

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     os::unix::process::CommandExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::Duration,
 };
@@ -23,7 +23,7 @@ use tokio::{
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    Fatal, Limits, exit, fetch,
+    Alias, Control, Fatal, Limits, RegistryOptions, exit, fetch,
     resources::Resources,
     serve::{self, Device, Options},
     telemetry,
@@ -67,6 +67,8 @@ struct ServeArgs {
     /// What clients call the model of `--model`; the file's name without its ending if absent.
     #[arg(long, requires = "model", value_name = "NAME")]
     served_name: Option<String>,
+    #[command(flatten)]
+    registry: RegistryArgs,
     /// `cpu` leaves accelerators unused.
     #[arg(long, value_enum, default_value = "auto")]
     device: Device,
@@ -124,6 +126,43 @@ enum KvCacheType {
     Int8,
 }
 
+/// Models beside those of the configuration.
+#[derive(Args)]
+struct RegistryArgs {
+    /// A folder of models in Triton's layout, `<model>/<version>/<files>`, to serve beside what `--config` says.
+    #[arg(long, value_name = "FOLDER")]
+    model_repository: Option<PathBuf>,
+    /// Who says which of its models are loaded.
+    #[arg(long, value_enum, default_value = "explicit", requires = "model_repository")]
+    model_control: Control,
+    /// Bytes that its models may take together; what is not used goes first. What the other models leave of the
+    /// container's limit if absent.
+    #[arg(long, requires = "model_repository", value_name = "BYTES", value_parser = positive)]
+    model_memory_bytes: Option<usize>,
+    /// Seconds that a request may wait for its model to be loaded.
+    #[arg(long, default_value_t = RegistryOptions::default().wait.as_secs(), requires = "model_repository")]
+    model_wait_seconds: u64,
+    /// Seconds that requests have to end when their model is unloaded.
+    #[arg(long, default_value_t = RegistryOptions::default().drain.as_secs(), requires = "model_repository")]
+    model_drain_seconds: u64,
+    /// Another name of a model; may be given several times.
+    #[arg(long, value_name = "NAME=MODEL[:VERSION]")]
+    model_alias: Vec<Alias>,
+}
+
+impl RegistryArgs {
+    fn options(self) -> RegistryOptions {
+        RegistryOptions {
+            repository: self.model_repository,
+            control: self.model_control,
+            memory_bytes: self.model_memory_bytes.map(|bytes| bytes as u64),
+            wait: Duration::from_secs(self.model_wait_seconds),
+            drain: Duration::from_secs(self.model_drain_seconds),
+            aliases: self.model_alias,
+        }
+    }
+}
+
 #[derive(Args)]
 struct FetchArgs {
     #[command(flatten)]
@@ -175,7 +214,7 @@ pub fn main() -> ExitCode {
 
 fn run_serve(args: ServeArgs, began: Instant) -> Result<(), Fatal> {
     let threads = Resources::of_this_process().threads().get();
-    size_thread_pools(threads)?;
+    set_environment(threads, args.registry.model_repository.is_some())?;
     let limits = Limits {
         sequences: args.max_sequences,
         queue: args.max_queue,
@@ -196,6 +235,9 @@ fn run_serve(args: ServeArgs, began: Instant) -> Result<(), Fatal> {
     let options = Options {
         config: match &args.model {
             Some(model) => serve::local_config(model, args.served_name)?,
+            None if args.registry.model_repository.is_some() && is_absent_default(&args.shared.config) => {
+                serve::empty_config()
+            }
             None => serve::read_config(&args.shared.config)?,
         },
         device: args.device,
@@ -204,6 +246,7 @@ fn run_serve(args: ServeArgs, began: Instant) -> Result<(), Fatal> {
         models_dir: args.models_dir,
         trust: args.trust,
         limits,
+        registry: args.registry.options(),
         traces: telemetry::Settings::read(args.otlp_endpoint.as_deref(), |name| std::env::var(name).ok())
             .map_err(Fatal::config)?,
         began,
@@ -216,6 +259,11 @@ fn run_serve(args: ServeArgs, began: Instant) -> Result<(), Fatal> {
     // A load that is still reading cannot be cancelled, and nobody waits for it.
     runtime.shutdown_background();
     result
+}
+
+/// Nobody named a configuration, and there is none.
+fn is_absent_default(config: &Path) -> bool {
+    config == Path::new(SERVER_CONFIG_PATH) && !config.exists()
 }
 
 fn run_fetch(args: FetchArgs) -> Result<(), Fatal> {
@@ -241,22 +289,23 @@ fn run_fetch(args: FetchArgs) -> Result<(), Fatal> {
     result
 }
 
-/// candle and rayon read the size of their pools from the environment, once, before the first use. Setting a
-/// variable in a process that may have threads is not safe, so the process starts itself again with them.
-fn size_thread_pools(threads: usize) -> Result<(), Fatal> {
-    const POOLS: [&str; 2] = ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"];
-    if POOLS.iter().all(|name| std::env::var_os(name).is_some()) {
+/// candle and rayon read the size of their pools from the environment, once, before the first use, and the C library what
+/// of its memory it keeps. Setting a variable in a process that may have threads is not safe, so the process starts itself
+/// again with them.
+fn set_environment(threads: usize, unloads: bool) -> Result<(), Fatal> {
+    let mut wanted =
+        vec![("RAYON_NUM_THREADS", threads.to_string()), ("CANDLE_NUM_THREADS", threads.to_string())];
+    if unloads {
+        // glibc raises this by itself with each large piece that is freed, up to 32 MiB, and would keep the matrices of
+        // models that are unloaded.
+        wanted.push(("MALLOC_MMAP_THRESHOLD_", (512 << 10).to_string()));
+    }
+    wanted.retain(|(name, _)| std::env::var_os(name).is_none());
+    if wanted.is_empty() {
         return Ok(());
     }
-    let mut again = Command::new("/proc/self/exe");
-    again.args(std::env::args_os().skip(1));
-    for name in POOLS {
-        if std::env::var_os(name).is_none() {
-            again.env(name, threads.to_string());
-        }
-    }
     // Returns only if it failed.
-    let err = again.exec();
+    let err = Command::new("/proc/self/exe").args(std::env::args_os().skip(1)).envs(wanted).exec();
     Err(Fatal::config(format!("cannot start again with {threads} threads: {err}")))
 }
 
@@ -284,8 +333,6 @@ fn stop_signal() -> Result<impl Future<Output = ()>, Fatal> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     #[test]

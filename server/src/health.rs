@@ -54,7 +54,12 @@ pub(crate) fn stuck(app: &App, probe: Probe) -> Option<String> {
         Probe::Ready => app.limits.heartbeat,
         Probe::Live => app.limits.heartbeat * LIVE_FACTOR,
     };
-    app.models.loaded().find_map(|served| {
+    // A model of the repository that is stuck keeps no traffic from the others, but nothing short of a restart ends it.
+    let engines: Vec<_> = match probe {
+        Probe::Ready => app.models.fixed().collect(),
+        Probe::Live => app.models.loaded().collect(),
+    };
+    engines.into_iter().find_map(|served| {
         let stuck = stuck_in(&served.loaded.load(), app.health.starved(), limit)?;
         Some(format!("model `{}`: {stuck}\n", served.name))
     })

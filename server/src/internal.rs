@@ -19,7 +19,6 @@ use crate::{
     health,
     lifecycle::Stage,
     metrics::{Format, Metrics, Now},
-    model::Served,
     progress::Progress,
 };
 
@@ -57,6 +56,7 @@ fn fetching(progress: &Progress) -> ProcessStatus {
         build: env!("CARGO_PKG_VERSION").to_owned(),
         state: State::Loading,
         models: Vec::new(),
+        registry: Vec::new(),
         startup: Startup::default(),
         progress: Some(progress.report()),
         requests: Requests::default(),
@@ -120,7 +120,8 @@ async fn status(extract::State(app): extract::State<Arc<App>>) -> Json<ProcessSt
         component: "server".to_owned(),
         build: env!("CARGO_PKG_VERSION").to_owned(),
         state: app.lifecycle.state(),
-        models: app.models.loaded().map(Served::status).collect(),
+        models: app.models.fixed().map(|served| served.status()).collect(),
+        registry: app.models.status(),
         startup: app.startup.get().cloned().unwrap_or_default(),
         progress: loading.then(|| app.progress.report()),
         requests: Requests { in_flight: now.in_flight, queued: now.queued as u64 },

@@ -19,9 +19,9 @@ mod listen;
 mod loaded;
 mod metrics;
 mod model;
-mod models;
 mod oip;
 mod progress;
+mod registry;
 mod resources;
 mod resting;
 pub mod telemetry;
@@ -29,3 +29,4 @@ mod trust;
 
 pub use app::Limits;
 pub use exit::Fatal;
+pub use registry::{Alias, Control, RegistryOptions};

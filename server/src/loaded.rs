@@ -64,6 +64,22 @@ impl Loaded {
         }
     }
 
+    /// Admits nothing from now on; what was admitted finishes.
+    pub(crate) fn drain(&self) {
+        match self {
+            Self::Generator(engine) => engine.drain(),
+            Self::Encoder(engine) => engine.drain(),
+        }
+    }
+
+    /// Blocks until nothing runs or waits. False = `deadline` came first.
+    pub(crate) fn wait_idle(&self, deadline: Instant) -> bool {
+        match self {
+            Self::Generator(engine) => engine.wait_idle(deadline),
+            Self::Encoder(engine) => engine.wait_idle(deadline),
+        }
+    }
+
     pub(crate) fn shutdown(&self) {
         match self {
             Self::Generator(engine) => engine.shutdown(),

@@ -26,8 +26,8 @@ use crate::{
     lifecycle::{Lifecycle, Stage},
     listen::{self, Bounds, Listener},
     metrics::Metrics,
-    models::Models,
     progress::{Phase, Progress},
+    registry::{Registry, RegistryOptions},
     resources::Resources,
     telemetry::{self, Exporter, Traces},
     trust::{Trust, TrustFollower},
@@ -44,6 +44,7 @@ pub struct Options {
     /// Whose tokens are good; it may be absent, come, change and go.
     pub trust: PathBuf,
     pub limits: Limits,
+    pub registry: RegistryOptions,
     /// `None` = no traces.
     pub traces: Option<telemetry::Settings>,
     /// When the process began, for "seconds to the first token".
@@ -70,6 +71,7 @@ impl Options {
             models_dir: PathBuf::from(MODELS_DIR),
             trust: PathBuf::from(TRUST_PATH),
             limits: Limits::default(),
+            registry: RegistryOptions::default(),
             traces: None,
             began: Instant::now(),
         }
@@ -100,17 +102,23 @@ pub fn local_config(model: &Path, served_name: Option<String>) -> Result<ServerC
     let text = path.to_str().ok_or_else(|| refuse("the path must be UTF-8".to_owned()))?;
     let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
     let stem = stem.map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
-    let config = ServerConfig {
+    let models = vec![ModelConfig::new(served_name.unwrap_or(stem), format!("file://{text}"))];
+    let config = ServerConfig { models, ..empty_config() };
+    check_config(&config).map_err(refuse)?;
+    Ok(config)
+}
+
+/// Of a server that was told of no more than a repository.
+pub fn empty_config() -> ServerConfig {
+    ServerConfig {
         version: 1,
-        models: vec![ModelConfig::new(served_name.unwrap_or(stem), format!("file://{text}"))],
+        models: Vec::new(),
         batching: Batching::default(),
         accelerator: None,
         timeouts: Timeouts::default(),
         termination_grace_seconds: 30,
         startup_stall_seconds: 600,
-    };
-    check_config(&config).map_err(refuse)?;
-    Ok(config)
+    }
 }
 
 /// What the types of [`ServerConfig`] cannot say.
@@ -183,6 +191,7 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
         models_dir,
         trust: trust_file,
         mut limits,
+        registry,
         traces,
         began,
         ..
@@ -212,6 +221,15 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
         ..EngineConfig::default()
     };
     let metrics = Metrics::new();
+    // A repository's models come and go: room for the requests of some.
+    let served_at_once = config.models.len() + if registry.repository.is_some() { 4 } else { 0 };
+    let models = Registry::new(
+        &config,
+        registry,
+        models_dir.clone(),
+        engine.clone(),
+        metrics.registry_of_models.clone(),
+    )?;
     let (traces, exporter) = traces.map(|settings| Traces::new(settings, &metrics)).unzip();
     let trust = Arc::new(Trust::new(&metrics.trust));
     let trust_follower = TrustFollower::start(Arc::clone(&trust), trust_file);
@@ -222,9 +240,9 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
         progress: Arc::new(Progress::new(Phase::Load)),
         lifecycle: Lifecycle::new(),
         health: Health::default(),
-        models: Models::of(&config),
+        models,
         startup: OnceLock::new(),
-        preparing: Arc::new(Semaphore::new(config.models.len() * (limits.queue + limits.sequences))),
+        preparing: Arc::new(Semaphore::new(served_at_once * (limits.queue + limits.sequences))),
         bodies: api::Budget::of(resources.memory_bytes),
         tokenising: Arc::new(Semaphore::new(threads)),
         began,
@@ -313,7 +331,7 @@ impl Running {
 /// Loads on a thread that may block, under the eye of the stall watchdog.
 async fn load(app: &Arc<App>, engine: EngineConfig, models_dir: PathBuf) -> Result<(), Fatal> {
     let shared = Arc::clone(app);
-    let work = move || shared.models.load(&shared.config, &models_dir, &engine, &shared.progress);
+    let work = move || shared.models.load_fixed(&shared.config, &models_dir, &engine, &shared.progress);
     let limit = Duration::from_secs(app.config.startup_stall_seconds.into());
     let loaded = tokio::select! {
         loaded = tokio::task::spawn_blocking(work) => loaded,

@@ -21,6 +21,9 @@ pub struct ProcessStatus {
     pub state: State,
     #[serde(default)]
     pub models: Vec<ModelStatus>,
+    /// Every model with its state, those of the server's repository included.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub registry: Vec<RepositoryModel>,
     #[serde(default)]
     pub startup: Startup,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -61,6 +64,25 @@ pub struct ModelStatus {
     /// Commit that a revision resolved to, where the source knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
+}
+
+/// One version of one model in its life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RepositoryModel {
+    pub name: String,
+    pub version: u64,
+    /// `Unavailable`, `Loading`, `Ready`, `Draining` or `Failed`.
+    pub state: String,
+    /// Why it is in that state; absent where that says everything.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// When it entered the state.
+    pub since_unix_seconds: u64,
+    /// What it takes, as estimated from its files, or may take while it is loaded.
+    pub memory_bytes: u64,
+    /// Engines that answer.
+    pub instances: usize,
 }
 
 /// Seconds of the phases of the last start; a phase that has not ended is absent.

@@ -38,7 +38,7 @@ pub(crate) async fn handle(State(app): State<Arc<App>>, request: Request) -> Res
 
 fn parse(app: &App, served: &Served, body: &[u8]) -> Result<(Job, ()), ApiError> {
     let mut request = CompletionRequest::parse(body, &app.limits.shape).map_err(ApiError::Invalid)?;
-    if request.model != served.name {
+    if !served.answers_to(&request.model) {
         return Err(no_such_model(&request.model, served));
     }
     let tokens = prompt_tokens(served, request.prompt, "prompt")?;

@@ -23,14 +23,18 @@ use tokio::{
 };
 
 use super::{error::ApiError, native::Problem, no_such_model, prepare, random_hex};
-use crate::{app::App, lifecycle::Stage, model::Served, telemetry, trust::Caller};
+use crate::{app::App, lifecycle::Stage, model::Served, registry::Hold, telemetry, trust::Caller};
 
 /// Texts that are tokenised, and for whom.
 pub(crate) struct Job<T> {
     pub(crate) engine: EncoderEngine,
     pub(crate) model: String,
+    /// For metrics.
+    pub(crate) label: String,
     pub(crate) inputs: Vec<Input>,
     pub(crate) wishes: T,
+    /// It is not unloaded before the request has begun.
+    _hold: Hold,
     /// For what is kept of the body until the answer.
     _kept: Option<OwnedSemaphorePermit>,
 }
@@ -69,10 +73,10 @@ async fn embedded(
     request: Request,
 ) -> Result<(EmbeddingsRequest, Vec<Vec<f32>>, EncoderUsage), ApiError> {
     let (arrived, caller) = (Instant::now(), Caller::of(&request));
-    let Job { engine, model, inputs, mut wishes, _kept } =
+    let Job { engine, model, label, inputs, mut wishes, _hold, _kept } =
         prepare::parsed_long(app, request, embeddings_job).await?;
     let limit = caller.within(prepare::request_limit(app));
-    let (outputs, usage) = computed(app, &model, &engine, inputs, arrived, limit).await?;
+    let (outputs, usage) = computed(app, &label, &engine, inputs, arrived, limit).await?;
     wishes.model = Some(model);
     let vectors = outputs.into_iter().filter_map(|output| match output {
         Output::Embedding(vector) => Some(shortened(vector, wishes.dimensions)),
@@ -95,9 +99,10 @@ pub(crate) async fn rerank_native(
 
 async fn ranked(app: &Arc<App>, request: Request) -> Result<Ranking, ApiError> {
     let (arrived, caller) = (Instant::now(), Caller::of(&request));
-    let Job { engine, model, inputs, wishes, _kept } = prepare::parsed_long(app, request, rerank_job).await?;
+    let Job { engine, model, label, inputs, wishes, _hold, _kept } =
+        prepare::parsed_long(app, request, rerank_job).await?;
     let limit = caller.within(prepare::request_limit(app));
-    let (outputs, usage) = computed(app, &model, &engine, inputs, arrived, limit).await?;
+    let (outputs, usage) = computed(app, &label, &engine, inputs, arrived, limit).await?;
     let RerankRequest { mut documents, top_n, return_documents, raw_scores, .. } = wishes;
     let mut results: Vec<Ranked> = outputs
         .iter()
@@ -129,7 +134,7 @@ pub(crate) fn relevance(score: f32) -> f32 {
 
 fn check_model(served: &Served, asked: Option<&String>) -> Result<(), ApiError> {
     match asked {
-        Some(asked) if *asked != served.name => Err(no_such_model(asked, served)),
+        Some(asked) if !served.answers_to(asked) => Err(no_such_model(asked, served)),
         _ => Ok(()),
     }
 }
@@ -157,7 +162,15 @@ pub(crate) fn embeddings_job(
     };
     let inputs = std::mem::take(&mut wishes.inputs).into_iter().enumerate().map(input);
     let inputs = bounded(inputs, "input")?;
-    Ok(Job { engine: engine.clone(), model: served.name.clone(), inputs, wishes, _kept: None })
+    Ok(Job {
+        engine: engine.clone(),
+        model: served.name.clone(),
+        label: served.label.clone(),
+        inputs,
+        wishes,
+        _hold: served.hold(),
+        _kept: None,
+    })
 }
 
 pub(crate) fn rerank_job(app: &App, served: &Served, body: &[u8]) -> Result<Job<RerankRequest>, ApiError> {
@@ -178,7 +191,15 @@ pub(crate) fn rerank_job(app: &App, served: &Served, body: &[u8]) -> Result<Job<
         wishes.documents = Vec::new();
         None
     };
-    Ok(Job { engine: engine.clone(), model: served.name.clone(), inputs, wishes, _kept: kept })
+    Ok(Job {
+        engine: engine.clone(),
+        model: served.name.clone(),
+        label: served.label.clone(),
+        inputs,
+        wishes,
+        _hold: served.hold(),
+        _kept: kept,
+    })
 }
 
 /// All inputs, or what is wrong with the first that cannot be used. Ends early where they are too many tokens.

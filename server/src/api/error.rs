@@ -38,6 +38,11 @@ pub(crate) enum ApiError {
         asked: String,
         served: String,
     },
+    /// The model is there, and does not answer.
+    Unavailable {
+        model: String,
+        why: String,
+    },
     /// The model is there, and for something else.
     WrongTask {
         model: String,
@@ -144,6 +149,9 @@ impl ApiError {
             Self::Loading { .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, ServiceUnavailableError, "model_loading")
             }
+            Self::Unavailable { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, ServiceUnavailableError, "model_unavailable")
+            }
             Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, ServiceUnavailableError, "shutting_down"),
             Self::Deadline { .. } => (StatusCode::GATEWAY_TIMEOUT, TimeoutError, "request_timeout"),
             Self::FirstToken { .. } => (StatusCode::GATEWAY_TIMEOUT, TimeoutError, "first_token_timeout"),
@@ -162,7 +170,9 @@ impl ApiError {
         let (_, kind, code) = self.class();
         let param = match self {
             Self::Invalid(field) => field.param.clone(),
-            Self::NoSuchModel { .. } | Self::WrongTask { .. } => Some("model".to_owned()),
+            Self::NoSuchModel { .. } | Self::WrongTask { .. } | Self::Unavailable { .. } => {
+                Some("model".to_owned())
+            }
             Self::GatewayToken(_) => Some(AUTHORIZATION.to_owned()),
             Self::GatewayHeader { name, .. } => Some((*name).to_owned()),
             _ => None,
@@ -184,6 +194,7 @@ impl ApiError {
         match self {
             Self::QueueFull { retry_after } => Some(*retry_after),
             Self::Loading { .. } => Some(Duration::from_secs(5)),
+            Self::Unavailable { .. } => Some(Duration::from_secs(10)),
             Self::ShuttingDown => Some(Duration::from_secs(1)),
             _ => None,
         }
@@ -230,6 +241,7 @@ impl fmt::Display for ApiError {
             Self::NoSuchModel { asked, served } => {
                 write!(out, "the model `{asked}` does not exist here; this server serves `{served}`")
             }
+            Self::Unavailable { model, why } => write!(out, "the model `{model}` does not answer now: {why}"),
             Self::WrongTask { model, task, does } => {
                 write!(out, "the model `{model}` is for {does}, not for {task}: name another in `model`")
             }

@@ -84,7 +84,7 @@ impl Generation {
             span.admitted(&target.name, &request);
         }
         let cancel = target.engine.submit(request, sink).map_err(|err| ApiError::submit(err, max_tokens))?;
-        let metrics = app.metrics.of(&target.name);
+        let metrics = app.metrics.of(&target.label);
         metrics.prompt_tokens.inc_by(prompt_tokens);
         Ok(Self {
             app: Arc::clone(app),

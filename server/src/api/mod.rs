@@ -36,8 +36,9 @@ use crate::{
     lifecycle::Stage,
     metrics::Answer,
     model::Served,
-    models::{Chosen, Models},
-    oip, telemetry,
+    oip,
+    registry::{Chosen, Registry},
+    telemetry,
 };
 pub(crate) use answer::{Choice, Piece, Writer, event, event_stream, finish_reason, respond};
 pub(crate) use body::{Budget, check_values, limit_bytes, read_any};
@@ -125,8 +126,8 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     debug!(route, status = response.status().as_u16(), request_id = ?id, trusted, "answered");
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, id);
-    if let Some(served) = app.models.answering(&chosen) {
-        for (name, value) in [(MODEL, &served.name), (REVISION, &served.revision)] {
+    if let Some(answering) = app.models.answering(&chosen) {
+        for (name, value) in [(MODEL, &answering.name), (REVISION, &answering.revision)] {
             if let Ok(value) = HeaderValue::from_str(value) {
                 headers.insert(name, value);
             }
@@ -184,7 +185,7 @@ async fn nothing_here(request: Request) -> Response {
 }
 
 /// The models, all of them loaded, or why they are not.
-pub(crate) fn models(app: &App) -> Result<&Models, ApiError> {
+pub(crate) fn models(app: &App) -> Result<&Registry, ApiError> {
     if app.models.are_all_loaded() {
         return Ok(&app.models);
     }
@@ -195,7 +196,7 @@ pub(crate) fn models(app: &App) -> Result<&Models, ApiError> {
 }
 
 async fn list(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiError> {
-    let data = models(&app)?.loaded().map(Served::listed).collect();
+    let data = models(&app)?.listed();
     Ok(Json(ModelList { object: "list".to_owned(), data }))
 }
 
@@ -204,16 +205,9 @@ async fn model(
     Extension(chosen): Extension<Chosen>,
     Path(asked): Path<String>,
 ) -> Result<Json<Model>, ApiError> {
-    let models = models(&app)?;
-    let served = models.named(&asked).ok_or_else(|| unknown_model(&asked, models))?;
-    chosen.set(served);
-    Ok(Json(served.listed()))
-}
-
-/// For a name that no model has.
-pub(crate) fn unknown_model(asked: &str, models: &Models) -> ApiError {
-    let served: Vec<&str> = models.loaded().map(|served| served.name.as_str()).collect();
-    ApiError::NoSuchModel { asked: asked.chars().take(100).collect(), served: served.join("`, `") }
+    let served = models(&app)?.named(&asked, None)?;
+    chosen.set(&served);
+    Ok(Json(served.listed(asked)))
 }
 
 /// For a name that is not that of the model at hand.

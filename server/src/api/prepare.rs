@@ -10,11 +10,11 @@ use candela_engine::{
 use candela_wire::openai::{Delivery, Format, FormatKind, InvalidField, Logprobs, Sampling};
 use tokio::time::Instant;
 
-use super::{body, error::ApiError, models, tools::Notation, unknown_model};
+use super::{body, error::ApiError, models, tools::Notation};
 use crate::{
     app::App,
     model::Served,
-    models::{Chosen, Models},
+    registry::{Chosen, Hold},
     trust::Caller,
 };
 
@@ -23,13 +23,23 @@ use crate::{
 pub(crate) struct Target {
     pub(crate) engine: Engine,
     pub(crate) name: String,
+    /// For metrics.
+    pub(crate) label: String,
     pub(crate) fingerprint: String,
+    /// It is not unloaded before the last request has begun.
+    _hold: Hold,
 }
 
 impl Target {
     pub(crate) fn of(served: &Served) -> Result<Self, ApiError> {
         let engine = served.engine()?.clone();
-        Ok(Self { engine, name: served.name.clone(), fingerprint: served.fingerprint() })
+        Ok(Self {
+            engine,
+            name: served.name.clone(),
+            label: served.label.clone(),
+            fingerprint: served.fingerprint(),
+            _hold: served.hold(),
+        })
     }
 }
 
@@ -98,15 +108,16 @@ async fn parsed_within<T: Send + 'static>(
     parse: Parse<T>,
 ) -> Result<T, ApiError> {
     // Before the body: nobody should upload megabytes to be told to come back.
-    let context_length = longest_context(models(app)?);
+    let context_length = models(app)?.longest_context();
     let chosen = request.extensions().get::<Chosen>().cloned().unwrap_or_default();
     let (body, room) = body::read(app, tokens.unwrap_or(context_length), request).await?;
+    let held = models(app)?.on_demand(&body, request_limit(app)).await?;
     off_thread(app, move |app| {
-        let _room = room;
+        let _room = (room, held);
         body::check_values(&body, context_length)?;
-        let served = asked(app, &body)?;
-        chosen.set(served);
-        parse(app, served, &body)
+        let served = models(app)?.asked(&body)?;
+        chosen.set(&served);
+        parse(app, &served, &body)
     })
     .await
 }
@@ -127,17 +138,6 @@ pub(crate) async fn off_thread<T: Send + 'static>(
     };
     // It ends without a result only if it panicked, and then so does the process.
     tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::ShuttingDown)?
-}
-
-/// Tokens; which model is asked for is in the body.
-fn longest_context(models: &Models) -> u32 {
-    models.loaded().map(|served| served.loaded.facts().context_length).max().unwrap_or_default()
-}
-
-fn asked<'a>(app: &'a App, body: &[u8]) -> Result<&'a Served, ApiError> {
-    let models = models(app)?;
-    let found = models.asked(body).map_err(|name| unknown_model(&name, models))?;
-    found.ok_or(ApiError::ShuttingDown)
 }
 
 /// Puts a tokenised prompt and the request's wishes together.

@@ -17,7 +17,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{progress::Progress, trust::TrustMetrics};
+use crate::{progress::Progress, registry::RegistryMetrics, trust::TrustMetrics};
 pub(crate) use model::ModelMetrics;
 pub(crate) use seen::{Engine as SeenEngine, Seen};
 pub(crate) use text::Format;
@@ -51,6 +51,7 @@ pub(crate) struct Metrics {
     progress_total_bytes: Family<PhaseLabel, Gauge>,
     startup_seconds: Family<PhaseLabel, Gauge<f64, std::sync::atomic::AtomicU64>>,
     pub(crate) trust: TrustMetrics,
+    pub(crate) registry_of_models: RegistryMetrics,
     resident_memory: Gauge,
     pub(crate) spans: Counter,
     pub(crate) spans_dropped: Counter,
@@ -78,6 +79,7 @@ impl Metrics {
             progress_total_bytes: Family::default(),
             startup_seconds: Family::default(),
             trust: TrustMetrics::default(),
+            registry_of_models: RegistryMetrics::default(),
             resident_memory: Gauge::default(),
             spans: Counter::default(),
             spans_dropped: Counter::default(),
@@ -113,6 +115,7 @@ impl Metrics {
         );
         to.register("startup_seconds", "How long each phase of the start took", self.startup_seconds.clone());
         self.trust.register(to);
+        self.registry_of_models.register(to);
         to.register(
             "resident_memory_bytes",
             "Memory of this process that is in RAM",

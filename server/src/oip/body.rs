@@ -11,7 +11,7 @@ use axum::{
 };
 
 use super::{
-    contract::{InferRequest, VERSION, WantedOutput},
+    contract::{InferRequest, WantedOutput},
     run::Answer,
     tensor::{Data, Tensor},
     terms::{Terms, boolean},
@@ -139,10 +139,10 @@ fn input(tensor: HeadTensor, tail: &mut Bytes) -> Result<Tensor, ApiError> {
 }
 
 /// The answer, as JSON or with its tensor as bytes behind it.
-pub(crate) fn response(model: &str, id: String, answer: &Answer, binary: bool) -> Response {
+pub(crate) fn response(model: &str, version: &str, id: String, answer: &Answer, binary: bool) -> Response {
     let output = &answer.output;
     let mut tensor = json!({ "name": output.name, "datatype": output.datatype(), "shape": output.shape });
-    let mut head = json!({ "model_name": model, "model_version": VERSION });
+    let mut head = json!({ "model_name": model, "model_version": version });
     if !id.is_empty() {
         head["id"] = id.into();
     }

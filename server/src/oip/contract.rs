@@ -15,9 +15,6 @@ use crate::{
     model::Served,
 };
 
-/// Models have one version until they come from folders of numbered ones.
-pub(crate) const VERSION: &str = "1";
-
 /// A request in either encoding.
 #[derive(Debug, Default)]
 pub(crate) struct InferRequest {

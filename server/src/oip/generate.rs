@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     body::bad_json,
-    contract::{InferRequest, Kind, Port, VERSION},
+    contract::{InferRequest, Kind, Port},
     run::{Answer, Values},
     tensor::{Data, Tensor},
     terms::Terms,
@@ -66,8 +66,8 @@ fn shape(value: &Value, n_dimensions: usize) -> Vec<i64> {
 }
 
 /// The answer's fields; a tensor of one element is that element.
-pub(crate) fn fields(model: &str, id: &str, answer: Answer) -> Value {
-    let mut fields = json!({ "model_name": model, "model_version": VERSION });
+pub(crate) fn fields(model: &str, version: &str, id: &str, answer: Answer) -> Value {
+    let mut fields = json!({ "model_name": model, "model_version": version });
     if !id.is_empty() {
         fields["id"] = id.into();
     }
@@ -89,12 +89,14 @@ pub(crate) fn single(fields: &Value) -> Response {
 /// Events of a model that generates.
 pub(crate) struct Events {
     pub(crate) model: String,
+    pub(crate) version: String,
     pub(crate) id: String,
 }
 
 impl Events {
     fn said(&self, text: &str) -> Value {
-        let mut fields = json!({ "model_name": self.model, "model_version": VERSION, "text_output": text });
+        let mut fields =
+            json!({ "model_name": self.model, "model_version": self.version, "text_output": text });
         if !self.id.is_empty() {
             fields["id"] = self.id.clone().into();
         }

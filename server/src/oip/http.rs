@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::{
     EXTENSIONS, SERVER, SERVER_VERSION, body,
-    contract::{self, Delivery, InferRequest, Kind, Port, VERSION, Work},
+    contract::{self, Delivery, InferRequest, Kind, Port, Work},
     generate, grpc,
     path::{ModelPath, Verb},
     repository,
@@ -24,11 +24,11 @@ use super::{
     terms::Terms,
 };
 use crate::{
-    api::{ApiError, models, off_thread, read_any, respond, unknown_model},
+    api::{ApiError, models, off_thread, read_any, request_limit, respond},
     app::App,
     internal,
     model::Served,
-    models::{Chosen, Models},
+    registry::{Chosen, Lease, Registry},
     trust::Caller,
 };
 
@@ -142,7 +142,7 @@ async fn index(State(app): State<Arc<App>>, request: Request) -> Result<Json<Val
         false => serde_json::from_slice(&body).map_err(|err| body::bad_json(&err))?,
     };
     let ready = wanted.get("ready").is_some_and(|ready| *ready == Value::Bool(true));
-    let models = repository::index(&app, ready).into_iter().map(|model| {
+    let models = repository::index(&app, ready).await.into_iter().map(|model| {
         let mut line = json!({ "name": model.name, "version": model.version, "state": model.state });
         if !model.reason.is_empty() {
             line["reason"] = model.reason.into();
@@ -170,7 +170,26 @@ async fn change(State(app): State<Arc<App>>, request: Request) -> Result<Respons
         _ => return Err(no_route(request.uri().path()).into()),
     };
     need(request.method(), true)?;
-    Err(repository::refused(&app, verb, name).into())
+    let parameters = change_parameters(&app, request).await?;
+    match verb {
+        "load" => {
+            repository::check_load(&parameters)?;
+            repository::load(&app, name).await?;
+        }
+        _ => app.models.unload(name)?,
+    }
+    Ok(StatusCode::OK.into_response())
+}
+
+/// The parameters of a body that may be empty.
+async fn change_parameters(app: &Arc<App>, request: Request) -> Result<Vec<String>, ApiError> {
+    let (body, _room) = read_any(app, 0, request).await?;
+    if body.trim_ascii().is_empty() {
+        return Ok(Vec::new());
+    }
+    let body: Value = serde_json::from_slice(&body).map_err(|err| body::bad_json(&err))?;
+    let parameters = body.get("parameters").and_then(Value::as_object);
+    Ok(parameters.map(|parameters| parameters.keys().cloned().collect()).unwrap_or_default())
 }
 
 async fn model(State(app): State<Arc<App>>, request: Request) -> Result<Response, Refused> {
@@ -181,28 +200,43 @@ async fn model(State(app): State<Arc<App>>, request: Request) -> Result<Response
 }
 
 /// The model of this name and version.
-pub(crate) fn found<'a>(
-    models: &'a Models,
+pub(crate) fn found(models: &Registry, name: &str, version: Option<&str>) -> Result<Lease, ApiError> {
+    models.named(name, number(name, version, models)?)
+}
+
+/// A version as clients write it; an empty one is any.
+fn number(name: &str, version: Option<&str>, models: &Registry) -> Result<Option<u64>, ApiError> {
+    let Some(version) = version.filter(|version| !version.is_empty()) else { return Ok(None) };
+    version.parse().map(Some).map_err(|_| {
+        let asked = format!("{name} in version {version}").chars().take(200).collect();
+        ApiError::NoSuchModel { asked, served: models.names() }
+    })
+}
+
+/// Where requests may load models: this one, so that [`found`] finds it.
+pub(crate) async fn demanded(
+    app: &App,
     name: &str,
     version: Option<&str>,
-) -> Result<&'a Served, ApiError> {
-    let served = models.named(name).ok_or_else(|| unknown_model(name, models))?;
-    match version {
-        None | Some("" | VERSION) => Ok(served),
-        Some(version) => {
-            let asked = format!("{} in version {version}", served.name).chars().take(200).collect();
-            Err(ApiError::NoSuchModel { asked, served: format!("{}` in version `{VERSION}", served.name) })
-        }
-    }
+) -> Result<Option<Lease>, ApiError> {
+    let models = models(app)?;
+    models.demanded(name, number(name, version, models)?, request_limit(app)).await
 }
 
 async fn answered(app: &Arc<App>, path: &ModelPath<'_>, request: Request) -> Result<Response, ApiError> {
     let chosen = request.extensions().get::<Chosen>().cloned().unwrap_or_default();
+    // Questions about a model do not load it.
+    let _held = match path.verb {
+        Verb::Infer | Verb::Generate | Verb::GenerateStream => {
+            demanded(app, path.model, path.version).await?
+        }
+        Verb::Metadata | Verb::Config | Verb::Ready => None,
+    };
     let served = found(models(app)?, path.model, path.version)?;
-    chosen.set(served);
+    chosen.set(&served);
     match path.verb {
-        Verb::Metadata => Ok(Json(metadata(served)?).into_response()),
-        Verb::Config => Ok(Json(config(served)?).into_response()),
+        Verb::Metadata => Ok(Json(metadata(app, &served)?).into_response()),
+        Verb::Config => Ok(Json(config(&served)?).into_response()),
         Verb::Ready => {
             let status = internal::readyz(State(Arc::clone(app))).await.status();
             let answer = json!({ "name": served.name, "ready": status.is_success() });
@@ -214,21 +248,31 @@ async fn answered(app: &Arc<App>, path: &ModelPath<'_>, request: Request) -> Res
             let asked = asked(app, path, request, parse, Delivery::Whole).await?;
             let binary = asked.terms.binary_output;
             let answer = run::whole(app, asked.work, &asked.terms, asked.since).await?;
-            Ok(body::response(path.model, asked.id, &answer, binary))
+            Ok(body::response(path.model, &asked.version, asked.id, &answer, binary))
         }
         Verb::Generate => {
             let asked = asked(app, path, request, generate::parse, Delivery::Whole).await?;
             let answer = run::whole(app, asked.work, &asked.terms, asked.since).await?;
-            Ok(Json(generate::fields(path.model, &asked.id, answer)).into_response())
+            Ok(Json(generate::fields(path.model, &asked.version, &asked.id, answer)).into_response())
         }
         Verb::GenerateStream => {
             let asked = asked(app, path, request, generate::parse, Delivery::Streamed).await?;
             let Work::Generate(job) = asked.work else {
                 let answer = run::whole(app, asked.work, &asked.terms, asked.since).await?;
-                return Ok(generate::single(&generate::fields(path.model, &asked.id, answer)));
+                return Ok(generate::single(&generate::fields(
+                    path.model,
+                    &asked.version,
+                    &asked.id,
+                    answer,
+                )));
             };
             let job = asked.since.bound(app, &asked.terms, *job);
-            respond(app, job, generate::Events { model: path.model.to_owned(), id: asked.id }).await
+            respond(
+                app,
+                job,
+                generate::Events { model: path.model.to_owned(), version: asked.version, id: asked.id },
+            )
+            .await
         }
     }
 }
@@ -236,6 +280,7 @@ async fn answered(app: &Arc<App>, path: &ModelPath<'_>, request: Request) -> Res
 /// A request that is read.
 struct Asked {
     work: Work,
+    version: String,
     id: String,
     terms: Terms,
     since: Since,
@@ -255,19 +300,19 @@ async fn asked(
     off_thread(app, move |app| {
         let _room = room;
         let served = found(models(app)?, &name, version.as_deref())?;
-        let (mut request, terms) = parse(Kind::of(served)?, &body)?;
+        let (mut request, terms) = parse(Kind::of(&served)?, &body)?;
         let id = std::mem::take(&mut request.id);
-        let work = contract::work(app, served, request, delivery)?;
-        Ok(Asked { work, id, terms, since })
+        let work = contract::work(app, &served, request, delivery)?;
+        Ok(Asked { work, version: served.version.to_string(), id, terms, since })
     })
     .await
 }
 
-fn metadata(served: &Served) -> Result<Value, ApiError> {
+fn metadata(app: &App, served: &Served) -> Result<Value, ApiError> {
     let kind = Kind::of(served)?;
     let tensor = |port: &Port| json!({ "name": port.name, "datatype": port.datatype, "shape": port.shape });
     Ok(json!({
-        "name": served.name, "versions": [VERSION], "platform": PLATFORM,
+        "name": served.name, "versions": app.models.versions(served), "platform": PLATFORM,
         "inputs": kind.inputs().iter().map(tensor).collect::<Vec<_>>(),
         "outputs": [tensor(&kind.output())]
     }))

@@ -1,44 +1,34 @@
-//! The models of this process as a repository: which there are, and loading and unloading them.
+//! The models of this process as a repository, for routes: which there are, and loading them.
 
 use candela_wire::openai::InvalidField;
 
-use super::contract::VERSION;
-use crate::{api::ApiError, app::App, lifecycle::Stage};
+use crate::{
+    api::{ApiError, request_limit},
+    app::App,
+    registry::Indexed,
+};
 
-/// One line of the index.
-pub(crate) struct Indexed {
-    pub(crate) name: String,
-    pub(crate) version: String,
-    pub(crate) state: &'static str,
-    pub(crate) reason: String,
+/// All models; with `ready` those that answer.
+pub(crate) async fn index(app: &App, ready: bool) -> Vec<Indexed> {
+    let models = app.models.index(app.lifecycle.stage()).await;
+    models.into_iter().filter(|model| !ready || model.state == "READY").collect()
 }
 
-/// All models of the configuration; with `ready` those that answer.
-pub(crate) fn index(app: &App, ready: bool) -> Vec<Indexed> {
-    let going = app.lifecycle.stage() >= Stage::Draining;
-    let of = |name: &String| {
-        let (state, reason) = match app.models.named(name) {
-            Some(_) if going => ("UNLOADING", "the server is shutting down"),
-            Some(_) => ("READY", ""),
-            None => ("LOADING", app.progress.phase().name()),
-        };
-        Indexed { name: name.clone(), version: VERSION.to_owned(), state, reason: reason.to_owned() }
-    };
-    let models = app.config.models.iter().map(|model| of(&model.served_name));
-    models.filter(|model| !ready || model.state == "READY").collect()
+/// Returns when it is ready.
+pub(crate) async fn load(app: &App, name: &str) -> Result<(), ApiError> {
+    app.models.load(name, request_limit(app)).await
 }
 
-/// Why `verb` is not done.
-pub(crate) fn refused(app: &App, verb: &str, name: &str) -> ApiError {
-    let name: String = name.chars().take(100).collect();
-    let models = app.config.models.iter().map(|model| model.served_name.as_str()).collect::<Vec<_>>();
-    let message = match models.contains(&name.as_str()) {
-        true => format!(
-            "cannot {verb} `{name}`: it is a model of this server's configuration, which is loaded from start to end"
-        ),
-        false => {
-            return ApiError::NoSuchModel { asked: name, served: models.join("`, `") };
+/// Triton's clients may send a configuration and files: here, both lie in the repository.
+pub(crate) fn check_load(parameters: &[String]) -> Result<(), ApiError> {
+    match parameters.first() {
+        None => Ok(()),
+        Some(name) => {
+            let name: String = name.chars().take(100).collect();
+            let what = format!(
+                "parameter `{name}`: a model is loaded as it lies in the repository; write `candela.json` there"
+            );
+            Err(ApiError::Invalid(InvalidField::unsupported(name, what)))
         }
-    };
-    ApiError::Invalid(InvalidField::unsupported("model_name", message))
+    }
 }

@@ -117,7 +117,7 @@ pub(crate) async fn whole(
         }
         Work::Embed(job) => {
             let (outputs, _) =
-                computed(app, &job.model, &job.engine, job.inputs, since.arrived, limit).await?;
+                computed(app, &job.label, &job.engine, job.inputs, since.arrived, limit).await?;
             let vectors = outputs.into_iter().filter_map(|output| match output {
                 Computed::Embedding(vector) => Some(shortened(vector, job.wishes.dimensions)),
                 _ => None,
@@ -131,7 +131,7 @@ pub(crate) async fn whole(
         }
         Work::Rerank(job) => {
             let (outputs, _) =
-                computed(app, &job.model, &job.engine, job.inputs, since.arrived, limit).await?;
+                computed(app, &job.label, &job.engine, job.inputs, since.arrived, limit).await?;
             let raw = job.wishes.raw_scores;
             let scores = outputs.into_iter().filter_map(|output| match output {
                 Computed::Score(score) => Some(if raw { score } else { relevance(score) }),

@@ -204,7 +204,8 @@ fn tasks_that_an_architecture_cannot_do_are_named() {
     let progress = Progress::new(Phase::Load);
     let fatal = crate::model::load(&config, Path::new("/nowhere"), &EngineConfig::default(), &progress)
         .err()
-        .unwrap();
+        .unwrap()
+        .fatal;
     assert_eq!(fatal.reason, ExitReason::ModelUnsupported);
     assert!(fatal.message.contains("`m` is to Rerank"), "{}", fatal.message);
 }

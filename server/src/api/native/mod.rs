@@ -38,7 +38,7 @@ impl IntoResponse for Problem {
 /// `model` may be left out: it is the first one then, that of `spec.model`.
 fn check_model(served: &Served, asked: Option<&str>) -> Result<(), ApiError> {
     match asked {
-        Some(asked) if asked != served.name => Err(no_such_model(asked, served)),
+        Some(asked) if !served.answers_to(asked) => Err(no_such_model(asked, served)),
         _ => Ok(()),
     }
 }

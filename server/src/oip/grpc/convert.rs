@@ -13,14 +13,14 @@ use serde_json::{Map, Number, Value};
 
 use super::{
     super::{
-        contract::{InferRequest, Port, VERSION, WantedOutput},
+        contract::{InferRequest, Port, WantedOutput},
         http::{PLATFORM, config_datatype},
         run::Answer,
         tensor::{Data, Tensor},
     },
     Kind, Terms,
 };
-use crate::{api::ApiError, model::Served};
+use crate::{api::ApiError, app::App, model::Served};
 
 /// What a message asks for.
 pub(super) fn request(message: ModelInferRequest) -> Result<(InferRequest, Terms), ApiError> {
@@ -90,7 +90,7 @@ fn parameters(parameters: HashMap<String, InferParameter>) -> Result<Map<String,
     parameters.into_iter().map(value).collect()
 }
 
-pub(super) fn response(model: String, id: String, answer: Answer) -> ModelInferResponse {
+pub(super) fn response(model: String, version: String, id: String, answer: Answer) -> ModelInferResponse {
     let output = answer.output;
     let tensor = InferOutputTensor {
         name: output.name.to_owned(),
@@ -100,7 +100,7 @@ pub(super) fn response(model: String, id: String, answer: Answer) -> ModelInferR
     };
     ModelInferResponse {
         model_name: model,
-        model_version: VERSION.to_owned(),
+        model_version: version,
         id,
         parameters: answer
             .parameters
@@ -126,7 +126,7 @@ pub(super) fn choice(value: Value) -> Option<InferParameter> {
     Some(InferParameter { parameter_choice: Some(choice) })
 }
 
-pub(super) fn metadata(served: &Served) -> Result<ModelMetadataResponse, ApiError> {
+pub(super) fn metadata(app: &App, served: &Served) -> Result<ModelMetadataResponse, ApiError> {
     let kind = Kind::of(served)?;
     let tensor = |port: Port| TensorMetadata {
         name: port.name.to_owned(),
@@ -135,7 +135,7 @@ pub(super) fn metadata(served: &Served) -> Result<ModelMetadataResponse, ApiErro
     };
     Ok(ModelMetadataResponse {
         name: served.name.clone(),
-        versions: vec![VERSION.to_owned()],
+        versions: app.models.versions(served),
         platform: PLATFORM.to_owned(),
         inputs: kind.inputs().into_iter().map(tensor).collect(),
         outputs: vec![tensor(kind.output())],

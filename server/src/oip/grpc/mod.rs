@@ -31,7 +31,7 @@ use tonic::{
 use super::{
     EXTENSIONS, SERVER, SERVER_VERSION,
     contract::{self, Delivery, Kind, Work},
-    http::{Counted, Refused, found},
+    http::{Counted, Refused, demanded, found},
     repository,
     run::{self, Since},
     terms::Terms,
@@ -40,7 +40,7 @@ use crate::{
     api::{ApiError, models, off_thread},
     app::App,
     internal,
-    models::Chosen,
+    registry::Chosen,
     trust::Caller,
 };
 use metered::{Metered, Room};
@@ -173,6 +173,7 @@ fn version(version: &str) -> Option<&str> {
 /// A request that is read.
 struct Asked {
     work: Work,
+    version: String,
     id: String,
     terms: Terms,
 }
@@ -185,15 +186,21 @@ async fn asked(
     delivery: Delivery,
 ) -> Result<Asked, ApiError> {
     let (room, chosen, timeout) = (known.room.take(), known.chosen.clone(), known.terms.timeout);
+    let held = demanded(app, &message.model_name, version(&message.model_version)).await?;
     off_thread(app, move |app| {
-        let _room = room;
+        let _room = (room, held);
         let served = found(models(app)?, &message.model_name, version(&message.model_version))?;
-        chosen.set(served);
+        chosen.set(&served);
         let (mut request, terms) = convert::request(message)?;
         let id = std::mem::take(&mut request.id);
-        let work = contract::work(app, served, request, delivery)?;
+        let work = contract::work(app, &served, request, delivery)?;
         let shorter = terms.timeout.into_iter().chain(timeout).min();
-        Ok(Asked { work, id, terms: Terms { timeout: shorter, ..terms } })
+        Ok(Asked {
+            work,
+            version: served.version.to_string(),
+            id,
+            terms: Terms { timeout: shorter, ..terms },
+        })
     })
     .await
 }
@@ -244,7 +251,7 @@ impl GrpcInferenceService for Service {
         request: tonic::Request<ModelMetadataRequest>,
     ) -> Result<tonic::Response<ModelMetadataResponse>, Status> {
         let ModelMetadataRequest { name, version: wanted } = request.into_inner();
-        let of = || convert::metadata(found(models(&self.app)?, &name, version(&wanted))?);
+        let of = || convert::metadata(&self.app, &*found(models(&self.app)?, &name, version(&wanted))?);
         of().map(tonic::Response::new).map_err(|err| status(&err))
     }
 
@@ -253,7 +260,7 @@ impl GrpcInferenceService for Service {
         request: tonic::Request<ModelConfigRequest>,
     ) -> Result<tonic::Response<ModelConfigResponse>, Status> {
         let ModelConfigRequest { name, version: wanted } = request.into_inner();
-        let of = || convert::config(found(models(&self.app)?, &name, version(&wanted))?);
+        let of = || convert::config(&*found(models(&self.app)?, &name, version(&wanted))?);
         of().map(tonic::Response::new).map_err(|err| status(&err))
     }
 
@@ -265,9 +272,10 @@ impl GrpcInferenceService for Service {
         let message = request.into_inner();
         let name = message.model_name.clone();
         let answer = async {
-            let Asked { work, id, terms } = asked(&self.app, &known, message, Delivery::Whole).await?;
+            let Asked { work, version, id, terms } =
+                asked(&self.app, &known, message, Delivery::Whole).await?;
             let answer = run::whole(&self.app, work, &terms, known.since).await?;
-            Ok(convert::response(name, id, answer))
+            Ok(convert::response(name, version, id, answer))
         };
         answer.await.map(tonic::Response::new).map_err(|err: ApiError| status(&err))
     }
@@ -285,7 +293,7 @@ impl GrpcInferenceService for Service {
         &self,
         request: tonic::Request<RepositoryIndexRequest>,
     ) -> Result<tonic::Response<RepositoryIndexResponse>, Status> {
-        let models = repository::index(&self.app, request.into_inner().ready).into_iter();
+        let models = repository::index(&self.app, request.into_inner().ready).await.into_iter();
         let models = models.map(|model| ModelIndex {
             name: model.name,
             version: model.version,
@@ -299,13 +307,22 @@ impl GrpcInferenceService for Service {
         &self,
         request: tonic::Request<RepositoryModelLoadRequest>,
     ) -> Result<tonic::Response<RepositoryModelLoadResponse>, Status> {
-        Err(status(&repository::refused(&self.app, "load", &request.into_inner().model_name)))
+        let RepositoryModelLoadRequest { model_name, parameters, .. } = request.into_inner();
+        let parameters: Vec<String> = parameters.into_keys().collect();
+        let load = async {
+            repository::check_load(&parameters)?;
+            repository::load(&self.app, &model_name).await
+        };
+        load.await.map_err(|err| status(&err))?;
+        Ok(tonic::Response::new(RepositoryModelLoadResponse {}))
     }
 
     async fn repository_model_unload(
         &self,
         request: tonic::Request<RepositoryModelUnloadRequest>,
     ) -> Result<tonic::Response<RepositoryModelUnloadResponse>, Status> {
-        Err(status(&repository::refused(&self.app, "unload", &request.into_inner().model_name)))
+        let name = request.into_inner().model_name;
+        self.app.models.unload(&name).map_err(|err| status(&err))?;
+        Ok(tonic::Response::new(RepositoryModelUnloadResponse {}))
     }
 }

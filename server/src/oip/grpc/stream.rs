@@ -98,19 +98,25 @@ fn of_one(
 
 async fn begun(app: &Arc<App>, known: Known, message: ModelInferRequest) -> Result<Responses, ApiError> {
     let name = message.model_name.clone();
-    let Asked { work, id, terms } = asked(app, &known, message, Delivery::Streamed).await?;
+    let Asked { work, version, id, terms } = asked(app, &known, message, Delivery::Streamed).await?;
     let job = match work {
         Work::Generate(job) if job.delivery.stream => known.since.bound(app, &terms, *job),
         work => {
             let mut answer = run::whole(app, work, &terms, known.since).await?;
             answer.parameters.insert(FINAL.to_owned(), true.into());
-            let response = convert::response(name, id, answer);
+            let response = convert::response(name, version, id, answer);
             return Ok(stream::once(future::ready(fine(response))).boxed());
         }
     };
     let generation = Generation::begin(app, &job.target, job.request, job.arrived)?;
-    let tokens =
-        Tokens { generation: Some(generation), last: None, name, id, empty_final: terms.empty_final };
+    let tokens = Tokens {
+        generation: Some(generation),
+        last: None,
+        name,
+        version,
+        id,
+        empty_final: terms.empty_final,
+    };
     Ok(stream::unfold(tokens, |mut tokens| async { Some((tokens.next().await?, tokens)) }).boxed())
 }
 
@@ -121,6 +127,7 @@ struct Tokens {
     /// The empty response that comes after the end.
     last: Option<ModelInferResponse>,
     name: String,
+    version: String,
     id: String,
     empty_final: bool,
 }
@@ -161,7 +168,7 @@ impl Tokens {
     fn said(&self, text: String, mut parameters: Map<String, Value>, last: bool) -> ModelInferResponse {
         parameters.insert(FINAL.to_owned(), last.into());
         let answer = Answer { output: Output::text(text), parameters };
-        convert::response(self.name.clone(), self.id.clone(), answer)
+        convert::response(self.name.clone(), self.version.clone(), self.id.clone(), answer)
     }
 }
 
