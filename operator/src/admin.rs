@@ -142,6 +142,7 @@ async fn status(State(admin): State<Admin>) -> Json<ProcessStatus> {
         build: env!("CARGO_PKG_VERSION").to_owned(),
         state,
         models: Vec::new(),
+        registry: Vec::new(),
         startup: Startup::default(),
         progress: None,
         requests: Requests::default(),

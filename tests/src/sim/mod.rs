@@ -181,6 +181,7 @@ fn healthy() -> ProcessStatus {
             tasks: vec!["Generate".to_owned()],
             revision: None,
         }],
+        registry: Vec::new(),
         startup: Startup { load_seconds: Some(0.5), ..Startup::default() },
         progress: None,
         requests: Requests::default(),

@@ -217,6 +217,7 @@ impl World {
                 tasks: vec!["Generate".to_owned()],
                 revision: None,
             }],
+            registry: Vec::new(),
             startup: Startup {
                 fetch_seconds: None,
                 load_seconds: Some(0.25),
