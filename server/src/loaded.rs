@@ -52,14 +52,14 @@ impl Loaded {
         }
     }
 
-    /// What its architecture is for; `None` = this server has no route for it.
-    pub(crate) fn task(&self) -> Option<Task> {
+    /// What its architecture is for.
+    pub(crate) fn task(&self) -> Task {
         match self {
-            Self::Generator(_) => Some(Task::Generate),
+            Self::Generator(_) => Task::Generate,
             Self::Encoder(engine) => match engine.limits().task {
-                EncoderTask::Embed => Some(Task::Embed),
-                EncoderTask::Rerank => Some(Task::Rerank),
-                EncoderTask::TokenClassify => None,
+                EncoderTask::Embed => Task::Embed,
+                EncoderTask::Rerank => Task::Rerank,
+                EncoderTask::TokenClassify => Task::TokenClassify,
             },
         }
     }

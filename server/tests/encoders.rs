@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::fs;
+use std::{fs, path::Path};
 
 use candela_engine::testing::TinyModel;
 use candela_server::serve;
@@ -14,6 +14,7 @@ use support::{
     NAME, Server, encoder_folder as folder, encoder_model as model,
     tokens::{Signer, claims, now, trust_file},
 };
+use tempfile::TempDir;
 
 async fn post(server: &Server, path: &str, body: Value) -> (u16, Value) {
     let answer = server.http.post(server.url(path)).json(&body).send().await.unwrap();
@@ -80,6 +81,75 @@ async fn texts_become_vectors_and_documents_are_ranked() {
     let status: Vec<_> =
         server.status().await.models.into_iter().map(|model| model.tasks.join(" ")).collect();
     assert_eq!(status, ["Generate", "Embed", "Rerank"]);
+    server.settled().await;
+}
+
+/// The golden model whose entities transformers' pipeline recorded.
+fn tagger() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("engine/golden/ner");
+    for (from, to) in [
+        ("config.json", "config.json"),
+        ("model.safetensors", "model.safetensors"),
+        ("tokenizer-word-piece.json", "tokenizer.json"),
+    ] {
+        fs::copy(golden.join(from), dir.path().join(to)).unwrap();
+    }
+    dir
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_in_texts_are_those_of_transformers() {
+    let dir = tagger();
+    let ner = model("ner", &dir, Task::TokenClassify);
+    let server = Server::with(&TinyModel::default(), |options| options.config.models.push(ner)).await;
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("engine/golden/entities.json");
+    let golden: Value = serde_json::from_slice(&fs::read(golden).unwrap()).unwrap();
+    let cases = golden["cases"].as_array().unwrap().iter();
+    let cases: Vec<_> = cases.filter(|case| case["tokenizer"] == "tokenizer-word-piece.json").collect();
+    for strategy in ["none", "simple", "first", "average", "max"] {
+        let cases: Vec<_> = cases.iter().filter(|case| case["strategy"] == strategy).collect();
+        let texts: Vec<_> = cases.iter().map(|case| &case["text"]).collect();
+        let ask = json!({"model": "ner", "input": texts, "aggregation_strategy": strategy});
+        let (status, answer) = post(&server, "/token-classify", ask).await;
+        assert_eq!(status, 200, "{answer}");
+        let found = answer["entities"].as_array().unwrap();
+        assert!(found.len() == cases.len() && found.len() == 6);
+        for (found, case) in found.iter().zip(cases) {
+            let (found, expected) = (found.as_array().unwrap(), case["entities"].as_array().unwrap());
+            assert_eq!(found.len(), expected.len(), "{case}");
+            for (found, expected) in found.iter().zip(expected) {
+                let (mut found, mut expected) = (found.clone(), expected.clone());
+                let [a, b] =
+                    [&mut found, &mut expected].map(|entity| entity["score"].take().as_f64().unwrap());
+                assert!((a - b).abs() < 2e-3, "{case}: {a}");
+                assert_eq!(found, expected);
+            }
+        }
+    }
+    let status: Vec<_> =
+        server.status().await.models.into_iter().map(|model| model.tasks.join(" ")).collect();
+    assert_eq!(status, ["Generate", "TokenClassify"]);
+
+    let long = vec!["Köln"; 100].join(" ");
+    for (body, code, param) in [
+        (json!({"model": "ner"}), "missing_required_parameter", "input"),
+        (json!({"model": "ner", "input": ["Köln", long]}), "context_length_exceeded", "input[1]"),
+        (json!({"model": "ner", "input": "Köln", "ignore_labels": 1}), "invalid_value", "ignore_labels"),
+        (json!({"model": NAME, "input": "Köln"}), "unsupported_task", "model"),
+    ] {
+        let answer = server.http.post(server.url("/token-classify")).json(&body).send().await.unwrap();
+        assert_eq!(answer.status(), 400);
+        assert_eq!(answer.headers()["content-type"], "application/problem+json");
+        let problem: Value = answer.json().await.unwrap();
+        assert_eq!((&problem["code"], &problem["param"]), (&json!(code), &json!(param)), "{problem}");
+    }
+    let cut = json!({"model": "ner", "input": long, "truncate": true, "aggregation_strategy": "none", "ignore_labels": []});
+    let (status, answer) = post(&server, "/token-classify", cut).await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(answer["entities"][0].as_array().unwrap().len(), 62, "64 with the tokenizer's own");
+    let (status, refused) = post(&server, "/v1/embeddings", json!({"model": "ner", "input": "Köln"})).await;
+    assert_eq!((status, &refused["error"]["code"]), (400, &json!("unsupported_task")), "{refused}");
     server.settled().await;
 }
 

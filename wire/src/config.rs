@@ -129,6 +129,8 @@ pub enum Task {
     Embed,
     /// Scores of documents for a query.
     Rerank,
+    /// Labels of the words of a text, such as names of people.
+    TokenClassify,
 }
 
 impl Task {
@@ -137,6 +139,7 @@ impl Task {
             Self::Generate => "Generate",
             Self::Embed => "Embed",
             Self::Rerank => "Rerank",
+            Self::TokenClassify => "TokenClassify",
         }
     }
 }

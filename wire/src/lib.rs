@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod encoders;
+pub mod entities;
 pub mod health;
 pub mod internal;
 pub mod native;

@@ -59,7 +59,7 @@ pub struct Model {
     /// What the model is for; absent = what its architecture is for. A model that cannot do it (an encoder cannot Generate)
     /// ends in `ModelAvailable=False` with the reason `ModelUnsupported`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 3), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 4), extend("x-kubernetes-list-type" = "set"))]
     pub tasks: Vec<Task>,
     /// Key of a Secret with a bearer token for the source. The Secret needs the label
     /// `candela.dev/usable: "true"`, and the host of the source in its annotation `candela.dev/hosts`: HOST, HOST:PORT for
@@ -95,6 +95,8 @@ pub enum Task {
     Embed,
     /// Scores of documents for a query.
     Rerank,
+    /// Labels of the words of a text, such as names of people.
+    TokenClassify,
 }
 
 /// One key of a Secret or ConfigMap in the same namespace.

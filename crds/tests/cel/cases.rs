@@ -53,7 +53,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         case(
             "model.tasks may hold one task",
-            "{model: {uri: 'hf://a/b', tasks: [Rerank]}}",
+            "{model: {uri: 'hf://a/b', tasks: [TokenClassify]}}",
             "{model: {uri: 'hf://a/b', tasks: [Embed, Rerank]}}",
         ),
         case(

@@ -9,6 +9,7 @@ import shutil
 import sys
 
 import encoders
+import entities
 import families
 import gguf
 import numpy as np
@@ -307,6 +308,7 @@ def main():
     (HERE / "golden.json").write_text(text + "\n")
     families.write()
     encoders.write()
+    entities.write()
 
 
 main()

@@ -38,8 +38,8 @@ pub use config::{EmbeddedFile, EngineConfig, KvType, ModelSource, Quantization};
 pub use constraint::{Constraint, ConstraintError, Grammar};
 pub use contained::panic_is_contained;
 pub use encoder::{
-    Encoded, EncoderEngine, EncoderLimits, EncoderStats, EncoderSubmitError, EncoderTask, Input,
-    MAX_REQUEST_TOKENS, Output, Pairs, Results, TokenLabel, is_encoder,
+    Aggregation, Encoded, EncoderEngine, EncoderLimits, EncoderStats, EncoderSubmitError, EncoderTask,
+    Entity, Input, MAX_REQUEST_TOKENS, Output, Pairs, Results, TokenLabels, is_encoder,
 };
 pub use engine::{ChatRequest, Engine, KV_BLOCK_TOKENS, SpecialTokens, Stats, WarmUpError};
 pub use error::{LoadError, LoadPhase, LoadProgress, TextError};

@@ -7,9 +7,7 @@ use axum::{
     extract::{Request, State},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use candela_engine::{
-    CancelToken, Encoded, EncoderEngine, EncoderSubmitError, Input, MAX_REQUEST_TOKENS, Output,
-};
+use candela_engine::{CancelToken, Encoded, EncoderEngine, EncoderSubmitError, Input, Output};
 use candela_wire::{
     config::Task,
     encoders::{
@@ -34,9 +32,9 @@ pub(crate) struct Job<T> {
     pub(crate) inputs: Vec<Input>,
     pub(crate) wishes: T,
     /// It is not unloaded before the request has begun.
-    _hold: Hold,
+    pub(super) _hold: Hold,
     /// For what is kept of the body until the answer.
-    _kept: Option<OwnedSemaphorePermit>,
+    pub(super) kept: Option<OwnedSemaphorePermit>,
 }
 
 pub(crate) async fn embeddings(
@@ -73,7 +71,7 @@ async fn embedded(
     request: Request,
 ) -> Result<(EmbeddingsRequest, Vec<Vec<f32>>, EncoderUsage), ApiError> {
     let (arrived, caller) = (Instant::now(), Caller::of(&request));
-    let Job { engine, model, label, inputs, mut wishes, _hold, _kept } =
+    let Job { engine, model, label, inputs, mut wishes, _hold, kept: _kept } =
         prepare::parsed_long(app, request, embeddings_job).await?;
     let limit = caller.within(prepare::request_limit(app));
     let (outputs, usage) = computed(app, &label, &engine, inputs, arrived, limit).await?;
@@ -99,7 +97,7 @@ pub(crate) async fn rerank_native(
 
 async fn ranked(app: &Arc<App>, request: Request) -> Result<Ranking, ApiError> {
     let (arrived, caller) = (Instant::now(), Caller::of(&request));
-    let Job { engine, model, label, inputs, wishes, _hold, _kept } =
+    let Job { engine, model, label, inputs, wishes, _hold, kept: _kept } =
         prepare::parsed_long(app, request, rerank_job).await?;
     let limit = caller.within(prepare::request_limit(app));
     let (outputs, usage) = computed(app, &label, &engine, inputs, arrived, limit).await?;
@@ -132,7 +130,7 @@ pub(crate) fn relevance(score: f32) -> f32 {
     1.0 / (1.0 + (-score).exp())
 }
 
-fn check_model(served: &Served, asked: Option<&String>) -> Result<(), ApiError> {
+pub(super) fn check_model(served: &Served, asked: Option<&String>) -> Result<(), ApiError> {
     match asked {
         Some(asked) if !served.answers_to(asked) => Err(no_such_model(asked, served)),
         _ => Ok(()),
@@ -161,7 +159,7 @@ pub(crate) fn embeddings_job(
         EncoderInput::Tokens(ids) => Ok(engine.from_ids(ids)),
     };
     let inputs = std::mem::take(&mut wishes.inputs).into_iter().enumerate().map(input);
-    let inputs = bounded(inputs, "input")?;
+    let inputs = bounded(engine, inputs, "input")?;
     Ok(Job {
         engine: engine.clone(),
         model: served.name.clone(),
@@ -169,7 +167,7 @@ pub(crate) fn embeddings_job(
         inputs,
         wishes,
         _hold: served.hold(),
-        _kept: None,
+        kept: None,
     })
 }
 
@@ -182,7 +180,7 @@ pub(crate) fn rerank_job(app: &App, served: &Served, body: &[u8]) -> Result<Job<
     let pair = |(at, document): (usize, &String)| {
         pairs.with(document, most).map_err(|err| ApiError::text(&err, &format!("documents[{at}]")))
     };
-    let inputs = bounded(wishes.documents.iter().enumerate().map(pair), "documents")?;
+    let inputs = bounded(engine, wishes.documents.iter().enumerate().map(pair), "documents")?;
     let kept = if wishes.return_documents {
         // They wait with the request, and count as bodies do.
         let full = ApiError::QueueFull { retry_after: Duration::from_secs(1) };
@@ -198,21 +196,23 @@ pub(crate) fn rerank_job(app: &App, served: &Served, body: &[u8]) -> Result<Job<
         inputs,
         wishes,
         _hold: served.hold(),
-        _kept: kept,
+        kept,
     })
 }
 
 /// All inputs, or what is wrong with the first that cannot be used. Ends early where they are too many tokens.
-fn bounded(
+pub(super) fn bounded(
+    engine: &EncoderEngine,
     inputs: impl Iterator<Item = Result<Input, ApiError>>,
     param: &str,
 ) -> Result<Vec<Input>, ApiError> {
+    let most = engine.limits().max_request_tokens;
     let mut tokens = 0;
     let counted = inputs.map(|input| {
         let input = input?;
         tokens += input.n_tokens();
-        if tokens > MAX_REQUEST_TOKENS {
-            return Err(ApiError::too_long(param, &EncoderSubmitError::TooMany { tokens }));
+        if tokens > most {
+            return Err(ApiError::too_long(param, &EncoderSubmitError::TooMany { tokens, most }));
         }
         Ok(input)
     });

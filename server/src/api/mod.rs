@@ -12,6 +12,7 @@ mod native;
 mod openapi;
 mod prepare;
 mod responses;
+mod token_classify;
 mod tools;
 
 use std::sync::Arc;
@@ -63,6 +64,7 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Arc<App>>)> {
         ("post", "/v2/rerank", post(encoders::rerank)),
         ("post", "/rerank", post(encoders::rerank_native)),
         ("post", "/embed", post(encoders::embed)),
+        ("post", "/token-classify", post(token_classify::handle)),
         ("get", "/v1/models", get(list)),
         ("get", "/v1/models/{*model}", get(model)),
         ("post", "/tokenize", post(native::tokenize::tokenize)),

@@ -30,6 +30,7 @@ fn document() -> Value {
             "/v1/rerank": { "post": encoded("Documents by their relevance to a query", "createRerank", "Rerank", error) },
             "/v2/rerank": { "post": encoded("Documents by their relevance to a query", "createRerankV2", "Rerank", error) },
             "/rerank": { "post": native("Documents by their relevance to a query", "rerank", "Rerank", None) },
+            "/token-classify": { "post": native("What is named in texts, as transformers' pipeline `token-classification` tells it", "tokenClassify", "TokenClassify", None) },
             "/embed": { "post": native("Texts as vectors", "embed", "Embed", None) },
             "/generate": { "post": native(
                 "Text from a prompt or a conversation", "generate", "Generate",

@@ -74,7 +74,7 @@ impl Served {
     /// The engine, if the model is for `task`.
     pub(crate) fn encoder(&self, task: Task) -> Result<&EncoderEngine, ApiError> {
         match &self.loaded {
-            Loaded::Encoder(engine) if self.loaded.task() == Some(task) => Ok(engine),
+            Loaded::Encoder(engine) if self.loaded.task() == task => Ok(engine),
             _ => Err(self.cannot(task)),
         }
     }
@@ -238,19 +238,17 @@ pub(crate) fn load(
 
 /// What the model is asked for, which must be what its architecture is for. Nothing said means that too.
 fn check_tasks(config: &ModelConfig, loaded: &Loaded) -> Result<Vec<Task>, Fatal> {
-    let refuse = |what: String| {
-        Err(Fatal::new(ExitReason::ModelUnsupported, format!("model `{}` {what}", config.served_name)))
-    };
-    let architecture = &loaded.facts().architecture;
-    let Some(task) = loaded.task() else {
-        return refuse(format!("is a `{architecture}`, whose labels of tokens this server has no route for"));
-    };
+    let (architecture, task) = (&loaded.facts().architecture, loaded.task());
     match config.tasks.iter().find(|wanted| **wanted != task) {
         None => Ok(vec![task]),
-        Some(wanted) => refuse(format!(
-            "is to {}, which a `{architecture}` cannot: `model.tasks` may hold {} only",
-            wanted.as_str(),
-            task.as_str()
+        Some(wanted) => Err(Fatal::new(
+            ExitReason::ModelUnsupported,
+            format!(
+                "model `{}` is to {}, which a `{architecture}` cannot: `model.tasks` may hold {} only",
+                config.served_name,
+                wanted.as_str(),
+                task.as_str()
+            ),
         )),
     }
 }

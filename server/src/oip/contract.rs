@@ -52,13 +52,13 @@ pub(crate) enum Kind {
 impl Kind {
     pub(crate) fn of(served: &Served) -> Result<Self, ApiError> {
         match served.loaded.task() {
-            Some(Task::Generate) => Ok(Self::Generate),
-            Some(Task::Embed) => {
+            Task::Generate => Ok(Self::Generate),
+            Task::Embed => {
                 let dimensions = served.encoder(Task::Embed)?.limits().dimensions;
                 Ok(Self::Embed { dimensions })
             }
-            Some(Task::Rerank) => Ok(Self::Rerank),
-            _ => {
+            Task::Rerank => Ok(Self::Rerank),
+            Task::TokenClassify => {
                 let what = format!(
                     "the model `{}` has no tensors in this protocol: it takes models that generate, embed or rerank",
                     served.name

@@ -167,6 +167,7 @@ fn operation(route: &str) -> Option<&'static str> {
         "/v1/completions" | "/generate" | "/summarize" => Some("text_completion"),
         "/v1/embeddings" | "/embed" => Some("embeddings"),
         "/v1/rerank" | "/rerank" => Some("rerank"),
+        "/token-classify" => Some("token_classification"),
         _ => None,
     }
 }

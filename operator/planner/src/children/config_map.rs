@@ -81,6 +81,7 @@ fn tasks(wanted: &[candela_crds::Task]) -> Vec<Task> {
             candela_crds::Task::Generate => Task::Generate,
             candela_crds::Task::Embed => Task::Embed,
             candela_crds::Task::Rerank => Task::Rerank,
+            candela_crds::Task::TokenClassify => Task::TokenClassify,
         })
         .collect();
     tasks.into_iter().collect()

@@ -202,6 +202,7 @@ fn tasks_are_written_as_they_were_asked_for_and_in_one_order() {
     };
     assert_eq!((tasks("[]"), tasks("[Generate]")), (Value::Null, json!(["Generate"])));
     assert_eq!(tasks("[Embed]"), json!(["Embed"]));
+    assert_eq!(tasks("[TokenClassify]"), json!(["TokenClassify"]));
     assert_eq!(
         tasks("[Rerank, Embed]"),
         json!(["Embed", "Rerank"]),

@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{
+    entities::{Aggregation, Entity, Namer, TokenLabels},
     input::{Input, Pairs, Tokens},
     load,
     worker::{Job, Worker},
@@ -28,11 +29,12 @@ struct Inner {
     facts: ModelFacts,
     limits: EncoderLimits,
     tokens: Tokens,
+    namer: Namer,
     door: Arc<Door>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Tokens of all inputs of one request, as with OpenAI.
+/// Tokens of all inputs of one request, as with OpenAI; models with many labels take fewer.
 pub const MAX_REQUEST_TOKENS: usize = 300_000;
 
 /// What an encoder was trained to give.
@@ -52,6 +54,8 @@ pub struct EncoderLimits {
     pub task: EncoderTask,
     /// Of one input, the tokenizer's own included.
     pub max_tokens: usize,
+    /// Of all inputs of one request.
+    pub max_request_tokens: usize,
     /// Length of its vectors.
     pub dimensions: usize,
 }
@@ -62,8 +66,8 @@ pub enum Output {
     Embedding(Vec<f32>),
     /// As the model computes it: the larger, the more relevant. Its logistic function lies in (0, 1).
     Score(f32),
-    /// For each token that stands for text, in order.
-    Labels(Vec<TokenLabel>),
+    /// See [`EncoderEngine::entities`].
+    Labels(TokenLabels),
 }
 
 impl Output {
@@ -72,23 +76,9 @@ impl Output {
         match self {
             Self::Embedding(vector) => vector.iter().all(|x| x.is_finite()),
             Self::Score(score) => score.is_finite(),
-            Self::Labels(labels) => labels.iter().all(|label| label.score.is_finite()),
+            Self::Labels(labels) => labels.is_finite(),
         }
     }
-}
-
-/// The likeliest label of a token.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TokenLabel {
-    /// As `id2label` names it.
-    pub label: String,
-    /// Its probability.
-    pub score: f32,
-    /// Bytes of the text that the token stands for.
-    pub start: usize,
-    pub end: usize,
-    /// The token continues a word that the one before began.
-    pub continues: bool,
 }
 
 /// Hears of a request once, on the engine's thread: it must not block.
@@ -118,9 +108,9 @@ pub enum EncoderSubmitError {
     TooLong { input: usize, tokens: usize, max_tokens: usize },
     /// 400.
     #[error(
-        "the inputs of the request have {tokens} tokens together, {MAX_REQUEST_TOKENS} are the most; send several requests"
+        "the inputs of the request have {tokens} tokens together, {most} are the most; send several requests"
     )]
-    TooMany { tokens: usize },
+    TooMany { tokens: usize, most: usize },
     /// 400.
     #[error("{0}")]
     Invalid(String),
@@ -271,6 +261,7 @@ impl EncoderEngine {
         let inner = Inner {
             facts: loaded.facts,
             limits,
+            namer: Namer::new(loaded.labels, &loaded.tokens.text.tokenizer),
             tokens: loaded.tokens,
             door,
             thread: Mutex::new(Some(thread)),
@@ -298,6 +289,21 @@ impl EncoderEngine {
     /// As [`EncoderEngine::encode`]'s, for a query that is too long by itself.
     pub fn pairs(&self, query: &str, truncate: bool) -> Result<Pairs<'_>, TextError> {
         self.inner.tokens.pairs(query, truncate)
+    }
+
+    /// What is named in a text, by the labels that became of it. Of no use with another text than its own. CPU work
+    /// proportional to the text.
+    ///
+    /// # Errors
+    /// A tokenizer that fails to write its own tokens as text.
+    pub fn entities(
+        &self,
+        text: &str,
+        labels: &TokenLabels,
+        how: Aggregation,
+        ignored: &[String],
+    ) -> Result<Vec<Entity>, TextError> {
+        self.inner.namer.entities(&self.inner.tokens.text, text, labels, how, ignored)
     }
 
     /// Token ids as they are, for clients that tokenise themselves.
@@ -331,8 +337,9 @@ impl EncoderEngine {
             }
         }
         let tokens: usize = inputs.iter().map(Input::n_tokens).sum();
-        if tokens > MAX_REQUEST_TOKENS {
-            return Err(EncoderSubmitError::TooMany { tokens });
+        let most = self.inner.limits.max_request_tokens;
+        if tokens > most {
+            return Err(EncoderSubmitError::TooMany { tokens, most });
         }
         let door = &self.inner.door;
         let mut state = door.lock();

@@ -13,8 +13,8 @@ pub struct Input {
     pub(super) ids: Vec<u32>,
     /// Which of a pair's texts a token is of; empty = all of the first.
     pub(super) types: Vec<u32>,
-    /// Bytes of the text that each token stands for; empty for the tokenizer's own, and where nobody asks for them.
-    pub(super) spans: Vec<(usize, usize)>,
+    /// Bytes of the text that each token stands for, `None` for the tokenizer's own; empty where nobody asks for them.
+    pub(super) spans: Vec<Option<(usize, usize)>>,
 }
 
 impl Input {
@@ -80,7 +80,7 @@ impl Tokens {
         self.check(encoding.len())?;
         let types = encoding.get_type_ids();
         let spans = encoding.get_offsets().iter().zip(encoding.get_special_tokens_mask());
-        let spans = spans.filter(|_| self.spans).map(|(span, own)| if *own == 1 { (0, 0) } else { *span });
+        let spans = spans.filter(|_| self.spans).map(|(span, own)| (*own == 0).then_some(*span));
         Ok(Input {
             ids: encoding.get_ids().to_vec(),
             types: if types.iter().all(|kind| *kind == 0) { Vec::new() } else { types.to_vec() },

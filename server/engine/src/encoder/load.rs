@@ -6,7 +6,7 @@ use tokenizers::TruncationParams;
 
 use super::{
     config::{self, CONFIG, Head},
-    engine::{EncoderLimits, EncoderTask},
+    engine::{EncoderLimits, EncoderTask, MAX_REQUEST_TOKENS},
     graph::Encoder,
     input::Tokens,
     pooling::Recipe,
@@ -27,7 +27,12 @@ pub(super) struct Loaded {
     pub(super) encoder: Encoder,
     pub(super) recipe: Recipe,
     pub(super) tokens: Tokens,
+    /// Names by number, of a model that labels tokens.
+    pub(super) labels: Vec<String>,
 }
+
+/// Probabilities that are kept of one request until it is answered: 64 MiB.
+const MAX_LABEL_SCORES: usize = 1 << 24;
 
 /// Tokens of a batch: what fits the caches of a CPU, whatever a decoder's steps are set to.
 pub(super) fn batch_tokens(config: &EngineConfig) -> usize {
@@ -96,7 +101,9 @@ fn folder(
     let weights = FolderWeights::open(files)?;
     let weights_bytes = Encoder::weights_bytes(&shape, format);
     let tokens = batch_tokens(config).max(max_tokens) as u64;
-    let row = 4 * (6 * shape.hidden + shape.feed_forward) + 2 * shape.hidden.max(shape.feed_forward);
+    let n_labels = if let Head::Tokens(n) = shape.head { n } else { 0 };
+    let row =
+        4 * (6 * shape.hidden + shape.feed_forward + n_labels) + 2 * shape.hidden.max(shape.feed_forward);
     let memory = Memory { weights_bytes, kv_bytes: 0, activations_bytes: tokens.saturating_mul(row as u64) };
     if let Some(limit_bytes) = config.memory_limit_bytes.filter(|limit| memory.total_bytes() > *limit) {
         return Err(LoadError::OutOfMemory {
@@ -143,7 +150,9 @@ fn folder(
         Head::Score => EncoderTask::Rerank,
         Head::Tokens(_) => EncoderTask::TokenClassify,
     };
-    let limits = EncoderLimits { task, max_tokens, dimensions: shape.hidden };
+    let max_request_tokens =
+        (MAX_LABEL_SCORES / n_labels.max(1)).clamp(max_tokens, MAX_REQUEST_TOKENS.max(max_tokens));
+    let limits = EncoderLimits { task, max_tokens, max_request_tokens, dimensions: shape.hidden };
     let tokens = Tokens { text, truncating, max_tokens, spans: task == EncoderTask::TokenClassify };
-    Ok(Loaded { facts, limits, encoder, recipe, tokens })
+    Ok(Loaded { facts, limits, encoder, recipe, tokens, labels: shape.labels })
 }

@@ -5,6 +5,7 @@
 
 mod config;
 mod engine;
+mod entities;
 #[cfg(test)]
 mod golden;
 mod graph;
@@ -17,7 +18,8 @@ mod worker;
 
 pub use engine::{
     Encoded, EncoderEngine, EncoderLimits, EncoderStats, EncoderSubmitError, EncoderTask, MAX_REQUEST_TOKENS,
-    Output, Results, TokenLabel,
+    Output, Results,
 };
+pub use entities::{Aggregation, Entity, TokenLabels};
 pub use input::{Input, Pairs};
 pub use load::is_encoder;

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{engine::TokenLabel, *};
+use super::*;
 use crate::{CancelToken, EngineConfig, LoadError, ModelSource, Quantization, TextError};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -152,9 +152,10 @@ fn pairs_have_scores_and_tokens_have_labels() {
     assert_eq!(tagger.limits().task, EncoderTask::TokenClassify);
     let outputs = run(&tagger, vec![tagger.encode("w5 w6  w7", false).unwrap()]);
     let Output::Labels(labels) = &outputs[0] else { panic!("{outputs:?}") };
-    let spans: Vec<_> = labels.iter().map(|label| (label.start, label.end, label.continues)).collect();
-    assert_eq!(spans, [(0, 2, false), (3, 5, false), (7, 9, false)]);
-    assert!(labels.iter().all(|TokenLabel { score, .. }| *score > 0.0 && *score <= 1.0));
+    let found = tagger.entities("w5 w6  w7", labels, Aggregation::None, &[]).unwrap();
+    let spans: Vec<_> = found.iter().map(|entity| (entity.start, entity.end)).collect();
+    assert_eq!(spans, [(0, 2), (3, 5), (7, 9)]);
+    assert!(found.iter().all(|entity| entity.score > 0.0 && entity.score <= 1.0));
 }
 
 #[test]

@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    engine::{Door, Encoded, EncoderTask, Output, Phase, Results, TokenLabel},
+    engine::{Door, Encoded, EncoderTask, Output, Phase, Results},
+    entities::TokenLabels,
     graph::{Encoder, Row},
     input::Input,
     pooling::{self, Recipe},
@@ -230,30 +231,12 @@ fn compute(
         EncoderTask::Rerank => Ok(encoder.logits(&rows)?.into_iter().map(Output::Score).collect()),
         EncoderTask::TokenClassify => {
             let logits = encoder.logits(&rows)?;
-            let names = &encoder.shape.labels;
-            let mut rows = logits.chunks_exact(names.len());
+            let mut rows = logits.chunks_exact(encoder.shape.labels.len());
             let labels = |input: &&Input| {
                 let own = rows.by_ref().take(input.n_tokens());
-                Output::Labels(token_labels(names, own, &input.spans))
+                Output::Labels(TokenLabels::of(own, &input.ids, &input.spans))
             };
             Ok(inputs.iter().map(labels).collect())
         }
     }
-}
-
-fn token_labels<'l>(
-    names: &[String],
-    rows: impl Iterator<Item = &'l [f32]>,
-    spans: &[(usize, usize)],
-) -> Vec<TokenLabel> {
-    let mut end_before = None;
-    rows.enumerate()
-        .filter_map(|(i, row)| {
-            let (start, end) = spans.get(i).copied().filter(|(start, end)| end > start)?;
-            let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b]))?;
-            let total: f32 = row.iter().map(|x| (x - row[best]).exp()).sum();
-            let continues = end_before.replace(end) == Some(start);
-            Some(TokenLabel { label: names[best].clone(), score: 1.0 / total, start, end, continues })
-        })
-        .collect()
 }

@@ -1,7 +1,7 @@
 //! Tokenizer, chat template and end-of-text tokens of a Hugging Face folder.
 
 use serde_json::Value;
-use tokenizers::Tokenizer;
+use tokenizers::{ModelWrapper, Tokenizer};
 
 use super::{
     Text,
@@ -47,8 +47,23 @@ pub(crate) fn from_folder(files: &Files, config_eos: Option<&Value>) -> Result<T
     text.end_of_text.extend(ids(&generation["eos_token_id"], GENERATION_CONFIG)?);
     text.end_of_text.extend(ids(config_eos.unwrap_or(&Value::Null), "config.json")?);
     text.end_of_text.extend(tokens.eos.as_deref().and_then(|eos| text.tokenizer.token_to_id(eos)));
+    text.unknown = tokens
+        .unk
+        .as_deref()
+        .or(own_unknown(&text.tokenizer))
+        .and_then(|unknown| text.tokenizer.token_to_id(unknown));
     text.template = template(files, &config, tokens)?;
     Ok(text)
+}
+
+/// Where no file beside the tokenizer names it.
+fn own_unknown(tokenizer: &Tokenizer) -> Option<&str> {
+    match tokenizer.get_model() {
+        ModelWrapper::WordPiece(model) => Some(&model.unk_token),
+        ModelWrapper::WordLevel(model) => Some(&model.unk_token),
+        ModelWrapper::BPE(model) => model.unk_token.as_deref(),
+        ModelWrapper::Unigram(_) => None,
+    }
 }
 
 /// How many times as long a text may become before it is split: a space that becomes three bytes is what real files do.

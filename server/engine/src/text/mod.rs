@@ -28,6 +28,8 @@ pub(crate) struct Text {
     /// Generation ends at any of these.
     pub(crate) end_of_text: BTreeSet<u32>,
     pub(crate) template: Option<ChatTemplate>,
+    /// Stands for what the vocabulary lacks.
+    pub(crate) unknown: Option<u32>,
     /// Bytes of the longest token: a text of more than this times the context cannot fit.
     pub(crate) longest_token: usize,
 }
@@ -41,6 +43,7 @@ impl Text {
             end: None,
             end_of_text: BTreeSet::new(),
             template: None,
+            unknown: None,
             longest_token,
         }
     }

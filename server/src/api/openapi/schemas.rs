@@ -310,6 +310,27 @@ pub(super) fn schemas() -> Value {
                 "document": object(&["text"], json!({ "text": text }))
             })) }
         })),
+        "TokenClassifyRequest": strict(&["input"], merged(json!({
+            "input": { "anyOf": [text, { "type": "array", "minItems": 1, "maxItems": 2048, "items": text }] },
+            "aggregation_strategy": {
+                "enum": ["none", "simple", "first", "average", "max", null],
+                "description": "`none`: tokens; `simple` (default): neighbours with the same label; the others: of whole words, with the label of the first token, of the mean of all, or of the surest"
+            },
+            "ignore_labels": { "type": ["array", "null"], "maxItems": 1024, "items": text, "description": "Default: `[\"O\"]`" },
+            "truncate": { "type": ["boolean", "null"], "description": "Cut what is too long instead of refusing it" }
+        }), &model)),
+        "TokenClassify": object(&["model", "entities", "usage"], json!({
+            "model": text, "usage": read,
+            "entities": { "type": "array", "description": "For each text what is named in it", "items": {
+                "type": "array", "items": object(&["score", "word", "start", "end"], json!({
+                    "entity": { "type": "string", "description": "Label of a token, with `none`" },
+                    "entity_group": { "type": "string", "description": "Label without `B-` or `I-`" },
+                    "score": { "type": "number" }, "index": count, "word": text,
+                    "start": { "type": "integer", "minimum": 0, "description": "Characters of the text" },
+                    "end": { "type": "integer", "minimum": 0 }
+                }))
+            } }
+        })),
         "GenerateRequest": strict(&[], merged(merged(generate, &wishes), &model)),
         "Generate": object(
             &["id", "model", "text", "finish_reason", "usage"],
