@@ -221,8 +221,13 @@ async fn hostile_tensors_are_refused_by_name() {
         let ask = server.http.post(server.url(&path)).header("Inference-Header-Content-Length", announced);
         assert_eq!(ask.body("{\"inputs\": []}").send().await.unwrap().status(), 400, "{announced}");
     }
-    let ask = server.http.post(server.url(&path)).body(vec![b' '; 8 << 20]).send().await.unwrap();
-    assert_eq!(ask.status(), 413);
-    assert!(ask.json::<Value>().await.unwrap()["error"].is_string());
+    match server.http.post(server.url(&path)).body(vec![b' '; 8 << 20]).send().await {
+        Ok(answer) => {
+            assert_eq!(answer.status(), 413);
+            assert!(answer.json::<Value>().await.unwrap()["error"].is_string());
+        }
+        // The server answers and closes; a client that still sends megabytes need not come to see it.
+        Err(err) => assert!(err.is_request(), "{err}"),
+    }
     server.settled().await;
 }

@@ -126,10 +126,13 @@ async fn one_round(
         let of = |seen: &Seen, model: &str| {
             seen.object["metadata"]["labels"]["candela.dev/llmdeployment"] == model
         };
-        // One replica has no PodDisruptionBudget.
-        let wanted = usize::from(name != "PodDisruptionBudget");
+        let wanted = match name {
+            "PodDisruptionBudget" => 0, // One replica has none.
+            "ConfigMap" => 2,           // The server's configuration, and whose tokens it believes.
+            _ => 1,
+        };
         watch
-            .until_all(&format!("one {name} for each model"), READY, |present| {
+            .until_all(&format!("{wanted} {name} for each model"), READY, |present| {
                 let count = |model: &str| present.iter().filter(|seen| of(seen, model)).count();
                 count(&old) == 0 && count(&kept) == wanted && count(&new) == wanted
             })
