@@ -201,7 +201,7 @@ impl Namer {
         let tag = |i: usize| {
             let name = self.labels[labelled[i].label].as_str();
             let begins = name.strip_prefix("B-");
-            (begins.or(name.strip_prefix("I-")).unwrap_or(name), begins.is_some())
+            (begins.or_else(|| name.strip_prefix("I-")).unwrap_or(name), begins.is_some())
         };
         split(labelled.len(), |i| {
             let (name, begins) = tag(i);

@@ -50,7 +50,7 @@ pub(crate) fn from_folder(files: &Files, config_eos: Option<&Value>) -> Result<T
     text.unknown = tokens
         .unk
         .as_deref()
-        .or(own_unknown(&text.tokenizer))
+        .or_else(|| own_unknown(&text.tokenizer))
         .and_then(|unknown| text.tokenizer.token_to_id(unknown));
     text.template = template(files, &config, tokens)?;
     Ok(text)
