@@ -147,7 +147,8 @@ async fn one_round(
     Ok(())
 }
 
-fn container_id(pod: &Value) -> Option<&str> {
+/// Of a pod's only container, if it is ready.
+pub(crate) fn container_id(pod: &Value) -> Option<&str> {
     let container = &pod["status"]["containerStatuses"][0];
     let id = container["containerID"].as_str().filter(|_| container["ready"] == true)?;
     id.strip_prefix("containerd://")
@@ -175,7 +176,7 @@ async fn kill_after(audit: &mut Audit, writes: usize, containers: &[&str]) -> Re
 }
 
 /// By the container's name in their cgroups, which the machine sees whatever namespace they are in.
-fn processes(containers: &[&str]) -> Result<Vec<String>> {
+pub(crate) fn processes(containers: &[&str]) -> Result<Vec<String>> {
     let mut pids = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name().to_string_lossy().into_owned();

@@ -22,3 +22,4 @@ mod rest;
 mod rollout;
 mod samples;
 mod several_models;
+mod wedged;
