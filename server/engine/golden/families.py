@@ -1,6 +1,7 @@
 """Decoders of families other than Llama, and blocks of every GGUF type, into families.json."""
 
 import json
+import math
 import shutil
 
 import gguf
@@ -51,6 +52,16 @@ PARTIAL = {
     "hidden_size": 64,
     "rope_parameters": dict(rope_type="default", rope_theta=500.0, partial_rotary_factor=0.75),
 }
+# Four frequencies. Stretched from a context that a recording outgrows; and not stretched, since the first training had
+# Phi-3's default of 4096, while an explicit factor has its magnitude.
+FACTORS = dict(
+    rope_type="longrope",
+    rope_theta=500.0,
+    short_factor=[1.0, 1.1, 1.3, 1.4],
+    long_factor=[1.2, 2.0, 4.5, 7.0],
+)
+LONG = {**PHI3, "original_max_position_embeddings": 16, "rope_parameters": FACTORS}
+SHORT = {**PHI3, "rope_parameters": dict(**FACTORS, factor=8.0)}
 # Widths of whole blocks of 32.
 BLOCKS = {**BASE, "intermediate_size": 64}
 WINDOW = dict(use_sliding_window=True, sliding_window=6, max_window_layers=1)
@@ -77,6 +88,8 @@ FOLDERS = [
     ("gemma3", Gemma3ForCausalLM, Gemma3TextConfig(**{**GEMMA3, "query_pre_attn_scalar": 24})),
     ("phi3", Phi3ForCausalLM, Phi3Config(**PHI3, sliding_window=6)),
     ("phi3-partial", Phi3ForCausalLM, Phi3Config(**PARTIAL)),
+    ("phi3-longrope", Phi3ForCausalLM, Phi3Config(**LONG)),
+    ("phi3-longrope-short", Phi3ForCausalLM, Phi3Config(**SHORT)),
 ]
 
 # Name, architecture, class, config, stored type.
@@ -87,6 +100,7 @@ GGUFS = [
     ("gguf-gemma2", gguf.MODEL_ARCH.GEMMA2, Gemma2ForCausalLM, Gemma2Config(**GEMMA2), KINDS.F16),
     ("gguf-gemma3", gguf.MODEL_ARCH.GEMMA3, Gemma3ForCausalLM, Gemma3TextConfig(**GEMMA3), KINDS.F16),
     ("gguf-phi3", gguf.MODEL_ARCH.PHI3, Phi3ForCausalLM, Phi3Config(**PARTIAL), KINDS.F16),
+    ("gguf-phi3-longrope", gguf.MODEL_ARCH.PHI3, Phi3ForCausalLM, Phi3Config(**LONG), KINDS.F16),
 ]
 
 
@@ -151,6 +165,14 @@ def metadata(writer, config):
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "longrope":
+        original = rope["original_max_position_embeddings"]
+        factor = config.max_position_embeddings / original
+        writer.add_rope_scaling_orig_ctx_len(original)
+        writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(factor) / math.log(original)))
+        for which in "long", "short":
+            factors = np.array(rope[f"{which}_factor"], dtype=np.float32)
+            writer.add_tensor(f"rope_factors_{which}.weight", factors)
 
 
 def ggufs():

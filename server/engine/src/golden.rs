@@ -63,7 +63,8 @@ fn golden() -> Golden {
     serde_json::from_slice(&std::fs::read(folder().join("golden.json")).unwrap()).unwrap()
 }
 
-fn decoder(shape: Shape, weights: &mut dyn Weights, kv_type: KvType) -> Decoder {
+fn decoder(mut shape: Shape, weights: &mut dyn Weights, kv_type: KvType) -> Decoder {
+    shape.settle();
     let pool = Arc::new(Pool::new(2).unwrap());
     let kv = KvStore::new(kv_type, shape.layers, shape.kv_heads, shape.head_dim, 16).unwrap();
     let mut source = Source::new(weights, None, "golden".to_owned());

@@ -212,6 +212,7 @@ fn check_memory(shape: &mut Shape, source: &Source<'_>, config: &EngineConfig) -
         }
         shape.max_context = context;
     }
+    shape.settle();
     let weights_bytes = Decoder::weights_bytes(shape, source)?;
     let activations_bytes =
         shape.activations_bytes(config.step_tokens, config.max_sequences + MAX_DRAFT_ROWS);

@@ -31,7 +31,7 @@ fn families() -> Families {
 #[test]
 fn logits_of_the_folders_of_all_families_agree_with_transformers() {
     let cases = families().folders;
-    assert_eq!(cases.len(), 8);
+    assert_eq!(cases.len(), 10);
     for case in cases {
         check_model(&case, &mut load_folder(&case.name, KvType::F32));
     }
@@ -40,7 +40,7 @@ fn logits_of_the_folders_of_all_families_agree_with_transformers() {
 #[test]
 fn logits_of_the_gguf_files_of_all_families_agree_with_transformers() {
     let cases = families().ggufs;
-    assert_eq!(cases.len(), 5);
+    assert_eq!(cases.len(), 6);
     for case in cases {
         check_model(&case, &mut load_gguf(&case.name));
     }

@@ -2,7 +2,7 @@
 
 use super::{
     Biases, Family, Local, Shape,
-    rope::{Rope, Scaling},
+    rope::{LongRope, Rope, Scaling},
 };
 use crate::{
     LoadError,
@@ -62,20 +62,18 @@ pub(crate) fn from_gguf(file: &GgufFile<'_>) -> Result<Shape, LoadError> {
     };
     let factor = float("rope.scaling.factor")?.or(float("rope.scale_linear")?);
     let scaling = match header.str(&key("rope.scaling.type")).map_err(corrupt)? {
-        Some("none") => Scaling::None,
+        // What stretches there are factors, read below.
+        Some("none" | "longrope") => Scaling::None,
         None | Some("linear") => {
             factor.map_or(Scaling::None, |factor| Scaling::Linear { factor: factor as f32 })
         }
         Some(other) => {
-            let hint = "this build computes `linear` and the frequency factors of Llama 3".to_owned();
+            let hint =
+                "this build computes `linear`, `longrope` and the frequency factors of Llama 3".to_owned();
             return Err(unsupported(format!("the RoPE scaling `{other}`"), hint));
         }
     };
     scaling.check().map_err(corrupt)?;
-    if file.names_tensor("rope_factors_long.weight") {
-        let hint = "this build computes models with one set of frequencies".to_owned();
-        return Err(unsupported("the RoPE scaling `longrope`".to_owned(), hint));
-    }
     let rms_eps = float("attention.layer_norm_rms_epsilon")?;
     let window = get("attention.sliding_window")?.filter(|n| *n > 0).map(|n| n as usize);
     let bias = |part| file.contains(Role::Layer(0, part));
@@ -135,19 +133,35 @@ pub(crate) fn from_gguf(file: &GgufFile<'_>) -> Result<Shape, LoadError> {
         embedding_scale: family.is_gemma().then(|| f64::from(hidden).sqrt() as f32),
     };
     shape.check().map_err(corrupt)?;
-    with_rope_factors(file, shape)
+    with_rope_factors(file, &key, shape)
 }
 
-fn with_rope_factors(file: &GgufFile<'_>, mut shape: Shape) -> Result<Shape, LoadError> {
-    if !file.contains(Role::RopeFactors) {
-        return Ok(shape);
+fn with_rope_factors(
+    file: &GgufFile<'_>,
+    key: &dyn Fn(&str) -> String,
+    mut shape: Shape,
+) -> Result<Shape, LoadError> {
+    let n_frequencies = shape.rope.inverse_frequencies.len();
+    let corrupt = |e: String| LoadError::corrupt(&file.name, e);
+    if file.contains(Role::RopeFactors) {
+        let factors = file.vector(Role::RopeFactors, n_frequencies)?;
+        shape.rope.divide(&factors).map_err(|e| corrupt(format!("tensor `rope_freqs.weight`: {e}")))?;
     }
-    let factors = file.vector(Role::RopeFactors, shape.rope.inverse_frequencies.len())?;
-    for (frequency, factor) in shape.rope.inverse_frequencies.iter_mut().zip(factors) {
-        if !(factor.is_finite() && factor > 0.0) {
-            return Err(LoadError::corrupt(&file.name, format!("tensor `rope_freqs.weight` holds {factor}")));
-        }
-        *frequency /= factor;
+    if file.contains(Role::RopeFactorsLong) {
+        let original = key("rope.scaling.original_context_length");
+        let stretch = LongRope {
+            original_context: file.header.u32(&original).map_err(corrupt)?.ok_or_else(|| {
+                corrupt(format!("metadata `{original}` is missing, which `rope_factors_long.weight` needs"))
+            })?,
+            magnitude: file
+                .header
+                .f64(&key("rope.scaling.attn_factor"))
+                .map_err(corrupt)?
+                .map_or(1.0, |factor| factor as f32),
+            short: file.vector(Role::RopeFactorsShort, n_frequencies)?,
+            long: file.vector(Role::RopeFactorsLong, n_frequencies)?,
+        };
+        shape.rope = shape.rope.with_long(&stretch).map_err(|e| corrupt(format!("RoPE scaling: {e}")))?;
     }
     Ok(shape)
 }

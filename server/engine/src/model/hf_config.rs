@@ -1,12 +1,11 @@
 //! `config.json` of a Hugging Face folder.
 
+mod rotations;
+
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{
-    Biases, Family, Local, Shape,
-    rope::{Rope, Scaling},
-};
+use super::{Biases, Family, Local, Shape};
 use crate::{LoadError, kernels::Activation};
 
 pub(crate) const CONFIG: &str = "config.json";
@@ -36,6 +35,8 @@ pub(crate) struct HfConfig {
     rms_norm_eps: Option<f64>,
     #[serde(default)]
     max_position_embeddings: Option<u32>,
+    #[serde(default)]
+    original_max_position_embeddings: Option<u32>,
     #[serde(default)]
     rope_theta: Option<f64>,
     #[serde(default)]
@@ -127,63 +128,6 @@ impl HfConfig {
             ));
         }
         serde_json::from_value(json).map_err(|e| LoadError::corrupt(CONFIG, e.to_string()))
-    }
-
-    /// Base and scaling of the rotations, in `kind` of layers where they differ.
-    fn scaling(&self, kind: &str, default_theta: f64) -> Result<(f32, Scaling), LoadError> {
-        let parameters = self.rope_parameters.as_ref().filter(|value| !value.is_null());
-        let parameters = parameters.map(|value| value.get(kind).unwrap_or(value));
-        let scaling = parameters.or_else(|| self.rope_scaling.as_ref().filter(|value| !value.is_null()));
-        let number = |field: &str| scaling.and_then(|value| value.get(field)).and_then(Value::as_f64);
-        let theta = number("rope_theta").or(self.rope_theta).unwrap_or(default_theta) as f32;
-        if !(theta.is_finite() && theta > 0.0) {
-            return Err(LoadError::corrupt(CONFIG, format!("`rope_theta` is {theta}")));
-        }
-        let need = |field: &str| {
-            number(field)
-                .map(|x| x as f32)
-                .ok_or_else(|| LoadError::corrupt(CONFIG, format!("RoPE scaling lacks the number `{field}`")))
-        };
-        let kind = scaling.and_then(|value| value.get("rope_type").or_else(|| value.get("type")));
-        let scaling = match kind.and_then(Value::as_str) {
-            None | Some("default") => Scaling::None,
-            Some("linear") => Scaling::Linear { factor: need("factor")? },
-            Some("llama3") => Scaling::Llama3 {
-                factor: need("factor")?,
-                low_freq_factor: need("low_freq_factor")?,
-                high_freq_factor: need("high_freq_factor")?,
-                original_context: need("original_max_position_embeddings")?,
-            },
-            Some(other) => {
-                return Err(LoadError::unsupported(
-                    CONFIG,
-                    format!("the RoPE scaling `{other}`"),
-                    "this build computes `default`, `linear` and `llama3`; use the engine `Custom`",
-                ));
-            }
-        };
-        scaling.check().map_err(|e| LoadError::corrupt(CONFIG, e))?;
-        Ok((theta, scaling))
-    }
-
-    /// Rotations of all layers, and of the local ones where those differ.
-    fn ropes(&self, family: Family, rotated: usize, theta: f64) -> Result<(Rope, Option<Rope>), LoadError> {
-        let (global_theta, scaling) = self.scaling("full_attention", theta)?;
-        let rope = Rope::new(rotated, global_theta, scaling, false);
-        if family != Family::Gemma3 {
-            return Ok((rope, None));
-        }
-        let nested =
-            self.rope_parameters.as_ref().is_some_and(|value| value.get("sliding_attention").is_some());
-        let (theta, scaling) = match nested {
-            true => self.scaling("sliding_attention", 10_000.0)?,
-            // Only global layers are stretched.
-            false => (self.rope_local_base_freq.unwrap_or(10_000.0) as f32, Scaling::None),
-        };
-        if !(theta.is_finite() && theta > 0.0) {
-            return Err(LoadError::corrupt(CONFIG, format!("`rope_local_base_freq` is {theta}")));
-        }
-        Ok((rope, Some(Rope::new(rotated, theta, scaling, false))))
     }
 
     fn local(&self, family: Family) -> Result<Local, LoadError> {
@@ -344,6 +288,14 @@ mod tests {
         from_hf(&HfConfig::parse(json)?)
     }
 
+    /// Two frequencies are right.
+    fn long_rope(n: usize, factor: f64, original: u32) -> Value {
+        serde_json::json!({
+            "type": "longrope", "factor": 4.0, "short_factor": vec![factor; n], "long_factor": vec![factor; n],
+            "original_max_position_embeddings": original
+        })
+    }
+
     #[test]
     fn what_cannot_be_served_is_refused_by_name() {
         let cases = [
@@ -379,11 +331,19 @@ mod tests {
             ("rope_theta", Value::from(-1.0)),
             ("rope_scaling", serde_json::json!({"type": "linear", "factor": 0.0})),
             ("rope_scaling", serde_json::json!({"type": "linear"})),
+            ("rope_scaling", serde_json::json!({"type": "longrope"})),
+            ("rope_scaling", long_rope(2, 1.0, 0)),
+            ("rope_scaling", long_rope(3, 1.0, 16)),
+            ("rope_scaling", long_rope(2, 0.0, 16)),
+            ("rope_scaling", long_rope(2, -1.0, 16)),
         ];
         for (field, value) in cases {
             let shown = format!("{field} = {value}");
             assert!(matches!(config(field, value), Err(LoadError::Corrupt { .. })), "{shown}");
         }
         assert!(config("head_dim", 4.into()).is_ok());
+        assert!(config("rope_scaling", long_rope(2, 1.0, 16)).is_ok());
+        // Its logarithm divides.
+        assert!(matches!(config("rope_scaling", long_rope(2, 1.0, 1)), Err(LoadError::Corrupt { .. })));
     }
 }

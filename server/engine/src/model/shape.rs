@@ -107,6 +107,11 @@ impl Shape {
         }
     }
 
+    /// Once the context that is served is known, and before anything is computed.
+    pub(crate) fn settle(&mut self) {
+        self.rope.serve_context(self.max_context);
+    }
+
     pub(crate) fn is_local(&self, layer: usize) -> bool {
         self.sliding_window.is_some()
             && match &self.local {

@@ -279,7 +279,7 @@ fn tensor_name(role: Role, conventions: Conventions) -> String {
         Role::FinalNorm => return "model.norm.weight".to_owned(),
         Role::Head => return "lm_head.weight".to_owned(),
         // Not stored in this format: `config.json` says it.
-        Role::RopeFactors => return String::new(),
+        Role::RopeFactors | Role::RopeFactorsShort | Role::RopeFactorsLong => return String::new(),
         Role::Layer(layer, part) => (layer, part),
     };
     let part = match part {

@@ -125,6 +125,8 @@ fn tensor_name(role: Role) -> String {
         Role::FinalNorm => return "output_norm.weight".to_owned(),
         Role::Head => return "output.weight".to_owned(),
         Role::RopeFactors => return "rope_freqs.weight".to_owned(),
+        Role::RopeFactorsShort => return "rope_factors_short.weight".to_owned(),
+        Role::RopeFactorsLong => return "rope_factors_long.weight".to_owned(),
         Role::Layer(layer, part) => (layer, part),
     };
     let part = match part {

@@ -17,6 +17,9 @@ pub(crate) enum Role {
     Head,
     /// GGUF only: divisors of the RoPE frequencies (how it stores Llama 3 scaling).
     RopeFactors,
+    /// GGUF only: LongRoPE's two sets of them.
+    RopeFactorsShort,
+    RopeFactorsLong,
     Layer(usize, Part),
 }
 
