@@ -21,35 +21,6 @@ use crate::{
     },
 };
 
-/// Bytes of the weights of a model that lies ready; 0 where that cannot be told, which its load then does.
-pub(crate) fn weight_bytes(config: &ModelConfig, models_dir: &Path) -> u64 {
-    let Ok(source) = Source::parse(config) else { return 0 };
-    let path = match &source.location {
-        Location::Builtin => return DEMO.iter().map(|file| file.bytes.len() as u64).sum(),
-        Location::Path(path) => path.clone(),
-        Location::Hub { .. } | Location::HttpFile(_) | Location::HttpFolder(_) => {
-            models_dir.join(source.folder_name())
-        }
-    };
-    let of_file = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
-    if path.is_file() {
-        return of_file(&path);
-    }
-    let is_weights = |path: &Path| {
-        let extension = path.extension().and_then(|extension| extension.to_str());
-        extension.is_some_and(|extension| ["safetensors", "gguf", "bin"].contains(&extension))
-    };
-    // A fetch may have left the one file in a folder below.
-    let fetched = FetchFacts::read(&path).ok().flatten();
-    let files: Vec<PathBuf> = match fetched {
-        Some(facts) => facts.files.iter().map(|file| path.join(&file.name)).collect(),
-        None => fs::read_dir(&path)
-            .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
-            .unwrap_or_default(),
-    };
-    files.iter().filter(|path| is_weights(path)).map(|path| of_file(path)).sum()
-}
-
 /// What the engine reads, and what lies beside it.
 pub(super) struct Files {
     pub(super) source: ModelSource,

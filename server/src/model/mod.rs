@@ -27,7 +27,6 @@ use crate::{
     registry::{Hold, Uses},
 };
 use files::Files;
-pub(crate) use files::weight_bytes;
 
 /// The demo model, as trained by `cargo xtask train-demo`.
 static DEMO: &[EmbeddedFile] = &[
@@ -152,6 +151,44 @@ impl From<&LoadError> for Failure {
     }
 }
 
+/// What engines of this model have of their own.
+fn engine_config(config: &ModelConfig, engine: &EngineConfig) -> EngineConfig {
+    EngineConfig {
+        context_length: config.context_length,
+        quantization: config.quantization.map(|quantization| match quantization {
+            Quantization::Q8 => candela_engine::Quantization::Q8,
+            Quantization::Q4 => candela_engine::Quantization::Q4,
+        }),
+        ..engine.clone()
+    }
+}
+
+/// An engine of either kind, as the files are.
+fn open(
+    files: &Files,
+    engine: &EngineConfig,
+    report: &mut dyn FnMut(LoadProgress),
+) -> Result<Loaded, LoadError> {
+    match candela_engine::is_encoder(&files.source)? {
+        true => EncoderEngine::load(&files.source, engine, report).map(Loaded::Encoder),
+        false => Engine::load(&files.source, engine, report).map(Loaded::Generator),
+    }
+}
+
+/// The fewest bytes that the model can be loaded in: weights as they will be held, buffers, and the keys and values of
+/// one request. 0 where that cannot be told; its load then says why. Reads headers only, and blocks.
+pub(crate) fn least_bytes(config: &ModelConfig, models_dir: &Path, engine: &EngineConfig) -> u64 {
+    let Ok(files) = Source::parse(config).and_then(|source| Files::find(&source, config, models_dir)) else {
+        return 0;
+    };
+    // Whoever refuses says what would have been enough.
+    let nothing = EngineConfig { memory_limit_bytes: Some(0), ..engine_config(config, engine) };
+    match open(&files, &nothing, &mut |_| ()) {
+        Err(LoadError::OutOfMemory { needed_bytes, .. }) => needed_bytes,
+        Ok(_) | Err(_) => 0,
+    }
+}
+
 /// Finds, checks, loads and warms the model. Blocks.
 pub(crate) fn load(
     config: &ModelConfig,
@@ -161,14 +198,7 @@ pub(crate) fn load(
 ) -> Result<(Served, Startup), Failure> {
     let source = Source::parse(config)?;
     let files = Files::find(&source, config, models_dir)?;
-    let engine_config = EngineConfig {
-        context_length: config.context_length,
-        quantization: config.quantization.map(|quantization| match quantization {
-            Quantization::Q8 => candela_engine::Quantization::Q8,
-            Quantization::Q4 => candela_engine::Quantization::Q4,
-        }),
-        ..engine.clone()
-    };
+    let engine_config = engine_config(config, engine);
 
     let began = SystemTime::now();
     progress.enter(Phase::Load);
@@ -181,12 +211,7 @@ pub(crate) fn load(
         };
         progress.set(done, now.total_bytes.saturating_mul(2));
     };
-    let is_encoder = candela_engine::is_encoder(&files.source).map_err(|err| Failure::from(&err))?;
-    let loaded = match is_encoder {
-        true => EncoderEngine::load(&files.source, &engine_config, &mut report).map(Loaded::Encoder),
-        false => Engine::load(&files.source, &engine_config, &mut report).map(Loaded::Generator),
-    };
-    let loaded = loaded.map_err(|err| Failure::from(&err))?;
+    let loaded = open(&files, &engine_config, &mut report).map_err(|err| Failure::from(&err))?;
     let load_seconds = clock.elapsed().as_secs_f64();
     check_digest(config, loaded.facts())?;
     let tasks = check_tasks(config, &loaded)?;
@@ -274,4 +299,58 @@ fn refusal(err: &LoadError) -> Fatal {
         LoadError::Thread(_) => ExitReason::EngineCrashed,
     };
     Fatal::new(reason, format!("cannot load the model: {}", Chain(err)))
+}
+
+#[cfg(test)]
+mod tests {
+    use candela_engine::testing::TinyModel;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn least(config: &ModelConfig) -> u64 {
+        let engine = EngineConfig { threads: Some(1), ..EngineConfig::default() };
+        least_bytes(config, Path::new("nowhere"), &engine)
+    }
+
+    #[test]
+    fn what_a_model_needs_at_least_is_enough_and_not_twice_as_much() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = TinyModel { hidden: 256, layers: 4, ..TinyModel::default() };
+        model.write_folder(dir.path()).unwrap();
+        let config = ModelConfig::new("m", format!("file://{}", dir.path().display()));
+        let needs = least(&config);
+        let load = |bytes| {
+            let engine =
+                EngineConfig { threads: Some(1), memory_limit_bytes: Some(bytes), ..EngineConfig::default() };
+            super::load(&config, Path::new("nowhere"), &engine, &Progress::new(Phase::Load))
+        };
+        assert!(load(needs).is_ok());
+        assert!(load(needs - 1).is_err_and(|failure| failure.needs_bytes == Some(needs)));
+
+        // Nobody reads these beside safetensors.
+        for other in ["pytorch_model.bin", "training_args.bin", "tokenizer.bin"] {
+            std::fs::write(dir.path().join(other), vec![0; 32 << 20]).unwrap();
+        }
+        assert_eq!(least(&config), needs);
+        let quantized = ModelConfig { quantization: Some(Quantization::Q8), ..config };
+        assert!(least(&quantized) + MIB < needs, "{} and {needs}", least(&quantized));
+    }
+
+    #[test]
+    fn an_encoder_needs_its_weights_as_they_are_held() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("engine/golden/bert");
+        let dir = tempfile::tempdir().unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            std::fs::copy(golden.join(file), dir.path().join(file)).unwrap();
+        }
+        let config = ModelConfig::new("m", format!("file://{}", dir.path().display()));
+        let needs = least(&config);
+        let file = dir.path().join("model.safetensors").metadata().unwrap().len();
+        assert!(needs > file, "with its buffers: {needs} and {file}");
+        std::fs::write(dir.path().join("pytorch_model.bin"), vec![0; 1 << 20]).unwrap();
+        assert_eq!(least(&config), needs);
+        assert_eq!(least(&ModelConfig::new("m", "file:///not/there")), 0, "its load says what is wrong");
+    }
 }

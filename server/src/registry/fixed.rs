@@ -19,12 +19,15 @@ impl Registry {
         progress: &Progress,
     ) -> Result<Startup, Fatal> {
         let mut sum = Startup::default();
-        let weights: Vec<u64> =
-            config.models.iter().map(|wanted| model::weight_bytes(wanted, models_dir)).collect();
+        let least: Vec<u64> = match config.models.len() {
+            // It may have all.
+            1 => vec![0],
+            _ => config.models.iter().map(|wanted| model::least_bytes(wanted, models_dir, engine)).collect(),
+        };
         let reserved = self.0.options.memory_bytes.unwrap_or(0);
         let mut left = engine.memory_limit_bytes.map(|limit| limit.saturating_sub(reserved));
         for (at, wanted) in config.models.iter().enumerate() {
-            let memory_limit_bytes = left.map(|left| share(left, &weights[at..]));
+            let memory_limit_bytes = left.map(|left| share(left, &least[at..]));
             let engine = EngineConfig { memory_limit_bytes, ..engine.clone() };
             let (mut served, startup) =
                 model::load(wanted, models_dir, &engine, progress).map_err(|failure| {
@@ -61,15 +64,13 @@ impl Registry {
     }
 }
 
-/// What the first of these models may use of the bytes that are left: its weights, and an equal part of what the weights
-/// of all of them leave. Without that, its KV cache would take what the others' weights need.
-fn share(left: u64, weights: &[u64]) -> u64 {
-    // Packed, weights take a little more than in their files.
-    let packed = |bytes: u64| bytes.saturating_add(bytes / 4);
-    let all = weights.iter().fold(0u64, |sum, bytes| sum.saturating_add(packed(*bytes)));
-    let own = weights.first().map_or(0, |bytes| packed(*bytes));
-    let rest = left.saturating_sub(all) / (weights.len().max(1) as u64);
-    match weights.len() {
+/// What the first of these models may use of the bytes that are left: the least that it can be loaded in, and an equal
+/// part of what the least of all of them leaves. Without that, its KV cache would take what the others' weights need.
+fn share(left: u64, least: &[u64]) -> u64 {
+    let all = least.iter().fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
+    let own = least.first().copied().unwrap_or(0);
+    let rest = left.saturating_sub(all) / (least.len().max(1) as u64);
+    match least.len() {
         0 | 1 => left,
         _ => own.saturating_add(rest).min(left),
     }
@@ -87,14 +88,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_model_leaves_the_others_their_weights_and_a_part_of_the_rest() {
+    fn the_first_model_leaves_the_others_the_least_they_need_and_a_part_of_the_rest() {
         const GIB: u64 = 1 << 30;
         assert_eq!(share(8 * GIB, &[4 * GIB]), 8 * GIB, "alone");
-        // 5 + 1.25 GiB packed of 10: 3.75 are left for the two.
-        assert_eq!(share(10 * GIB, &[4 * GIB, GIB]), 5 * GIB + 15 * GIB / 8);
-        assert_eq!(share(10 * GIB - (5 * GIB + 15 * GIB / 8), &[GIB]), 10 * GIB - (5 * GIB + 15 * GIB / 8));
-        // Too little for all: each may take what its weights need, and the one that finds no room says so.
-        assert_eq!(share(4 * GIB, &[2 * GIB, 2 * GIB]), 2 * GIB + GIB / 2);
+        // 5 of 10: 5 are left for the two.
+        assert_eq!(share(10 * GIB, &[4 * GIB, GIB]), 4 * GIB + 5 * GIB / 2);
+        assert_eq!(share(10 * GIB - 13 * GIB / 2, &[GIB]), 10 * GIB - 13 * GIB / 2);
+        // Too little for all: each may take what it needs, and the one that finds no room says so.
+        assert_eq!(share(3 * GIB, &[2 * GIB, 2 * GIB]), 2 * GIB);
         assert_eq!(share(GIB, &[2 * GIB, 2 * GIB]), GIB);
         assert_eq!(share(u64::MAX, &[u64::MAX, u64::MAX]), u64::MAX);
     }

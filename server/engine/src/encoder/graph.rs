@@ -3,17 +3,16 @@
 //! The arithmetic of a row depends on its own text only (see [`crate::kernels`]), so a text's vector has the same bits
 //! in any batch.
 
+mod weights;
+
 use std::sync::Arc;
 
 use super::config::{Family, Head, Shape};
-use crate::{
-    LoadError,
-    kernels::{
-        Activation, AttentionShape, HeadColumns, Isa, Linear, PackedFormat, PackedMatrix, Pool, RawTensor,
-        Rotation, Scratch, StoredType, activate, add, attention_bidirectional, gated, layer_norm, rope,
-    },
-    weights::folder::FolderWeights,
+use crate::kernels::{
+    AttentionShape, HeadColumns, Isa, Pool, Rotation, Scratch, activate, add, attention_bidirectional, gated,
+    layer_norm, rope,
 };
+use weights::{Between, Layer, Norm, Table, Top};
 
 /// A loaded encoder.
 pub(crate) struct Encoder {
@@ -39,50 +38,6 @@ pub(crate) struct Row<'a> {
     pub(crate) types: &'a [u32],
 }
 
-/// Rows of floats as they are stored.
-struct Table {
-    dtype: StoredType,
-    rows: usize,
-    columns: usize,
-    bytes: Box<[u8]>,
-}
-
-impl Table {
-    fn row(&self, i: usize, out: &mut [f32]) {
-        RawTensor { dtype: self.dtype, rows: self.rows, columns: self.columns, bytes: &self.bytes }
-            .widen_row(i, out);
-    }
-}
-
-struct Norm {
-    weight: Vec<f32>,
-    bias: Option<Vec<f32>>,
-}
-
-struct Layer {
-    /// In front of attention; the first layer of ModernBERT has none. BERT's stands behind.
-    attention_norm: Option<Norm>,
-    qkv: Linear,
-    output: Linear,
-    feed_forward_norm: Norm,
-    /// Gate and up together where the feed-forward is gated.
-    up: Linear,
-    down: Linear,
-}
-
-/// What turns hidden states into scores.
-struct Top {
-    /// Of the pooled state, with what follows it.
-    dense: Option<(Linear, Between)>,
-    classifier: Linear,
-}
-
-enum Between {
-    Tanh,
-    /// An activation, then a norm.
-    Normed(Activation, Norm),
-}
-
 #[derive(Default)]
 struct Buffers {
     cos: Vec<f32>,
@@ -103,173 +58,28 @@ fn sized(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
     &mut buffer[..n]
 }
 
-/// Reads tensors of an encoder by their names behind the prefix that models with a head have.
-struct Reader<'a, 'p> {
-    weights: &'a FolderWeights<'p>,
-    prefix: &'static str,
-    format: Option<PackedFormat>,
-    pool: &'a Pool,
-}
-
-impl Reader<'_, '_> {
-    fn corrupt(&self, what: String) -> LoadError {
-        LoadError::corrupt(self.weights.name(), what)
-    }
-
-    fn body(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
-    }
-
-    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
-        let mut values = vec![0.0; len];
-        self.weights.tensor(name, &[len])?.widen_row(0, &mut values);
-        Ok(values)
-    }
-
-    fn norm(&self, name: &str, len: usize) -> Result<Norm, LoadError> {
-        let bias = format!("{name}.bias");
-        Ok(Norm {
-            weight: self.vector(&format!("{name}.weight"), len)?,
-            bias: if self.weights.has(&bias) { Some(self.vector(&bias, len)?) } else { None },
-        })
-    }
-
-    fn table(&self, name: &str, rows: usize, columns: usize) -> Result<Table, LoadError> {
-        let raw = self.weights.tensor(&self.body(name), &[rows, columns])?;
-        Ok(Table { dtype: raw.dtype, rows, columns, bytes: raw.bytes.into() })
-    }
-
-    /// Products over one input; a bias where the files have one.
-    fn linear(&self, names: &[String], rows: usize, columns: usize) -> Result<Linear, LoadError> {
-        let (mut parts, mut biases, mut has_bias) = (Vec::new(), Vec::new(), false);
-        for name in names {
-            let raw = self.weights.tensor(&format!("{name}.weight"), &[rows, columns])?;
-            let format = self.format.filter(|_| raw.dtype.is_dense() && columns.is_multiple_of(32));
-            let packed = match format {
-                Some(format) => PackedMatrix::quantize(&raw, format, self.pool),
-                None => PackedMatrix::pack(&raw, self.pool),
-            };
-            parts.push(packed.map_err(|e| self.corrupt(e))?);
-            let bias = format!("{name}.bias");
-            match self.weights.has(&bias) {
-                true => {
-                    biases.extend(self.vector(&bias, rows)?);
-                    has_bias = true;
-                }
-                false => biases.resize(biases.len() + rows, 0.0),
-            }
-        }
-        Linear::new(parts, has_bias.then_some(biases)).map_err(|e| self.corrupt(e))
-    }
-
-    fn layer(&self, i: usize, shape: &Shape) -> Result<Layer, LoadError> {
-        let (hidden, f) = (shape.hidden, shape.feed_forward);
-        if shape.family == Family::ModernBert {
-            let at = |name: &str| self.body(&format!("layers.{i}.{name}"));
-            return Ok(Layer {
-                attention_norm: if i == 0 { None } else { Some(self.norm(&at("attn_norm"), hidden)?) },
-                qkv: self.linear(&[at("attn.Wqkv")], 3 * hidden, hidden)?,
-                output: self.linear(&[at("attn.Wo")], hidden, hidden)?,
-                feed_forward_norm: self.norm(&at("mlp_norm"), hidden)?,
-                up: self.linear(&[at("mlp.Wi")], 2 * f, hidden)?,
-                down: self.linear(&[at("mlp.Wo")], hidden, f)?,
-            });
-        }
-        let at = |name: &str| self.body(&format!("encoder.layer.{i}.{name}"));
-        let qkv = ["query", "key", "value"].map(|part| at(&format!("attention.self.{part}")));
-        Ok(Layer {
-            qkv: self.linear(&qkv, hidden, hidden)?,
-            output: self.linear(&[at("attention.output.dense")], hidden, hidden)?,
-            attention_norm: Some(self.norm(&at("attention.output.LayerNorm"), hidden)?),
-            up: self.linear(&[at("intermediate.dense")], f, hidden)?,
-            down: self.linear(&[at("output.dense")], hidden, f)?,
-            feed_forward_norm: self.norm(&at("output.LayerNorm"), hidden)?,
-        })
-    }
-
-    fn top(&self, shape: &Shape) -> Result<Option<Top>, LoadError> {
-        let hidden = shape.hidden;
-        let linear = |name: &str, rows| self.linear(&[name.to_owned()], rows, hidden);
-        let rows = match shape.head {
-            Head::Embed => return Ok(None),
-            Head::Score => 1,
-            Head::Tokens(n) => n,
-        };
-        let normed = || -> Result<_, LoadError> {
-            let between = Between::Normed(shape.activation, self.norm("head.norm", hidden)?);
-            Ok(Some((linear("head.dense", hidden)?, between)))
-        };
-        Ok(Some(match (shape.family, shape.head) {
-            (Family::ModernBert, _) => Top { dense: normed()?, classifier: linear("classifier", rows)? },
-            (_, Head::Tokens(_)) => Top { dense: None, classifier: linear("classifier", rows)? },
-            (Family::XlmRoberta, _) => Top {
-                dense: Some((linear("classifier.dense", hidden)?, Between::Tanh)),
-                classifier: linear("classifier.out_proj", rows)?,
-            },
-            (Family::Bert, _) => Top {
-                dense: Some((linear("bert.pooler.dense", hidden)?, Between::Tanh)),
-                classifier: linear("classifier", rows)?,
-            },
-        }))
-    }
-}
-
 impl Encoder {
-    /// Converts the weights; 16- and 32-bit matrices of layers become blocks of `format`.
-    pub(crate) fn load(
-        shape: Shape,
-        weights: &FolderWeights<'_>,
-        format: Option<PackedFormat>,
-        pool: Arc<Pool>,
-    ) -> Result<Self, LoadError> {
-        let (prefix, word) = match shape.family {
-            Family::Bert => ("bert.", "embeddings.word_embeddings.weight"),
-            Family::XlmRoberta => ("roberta.", "embeddings.word_embeddings.weight"),
-            Family::ModernBert => ("model.", "embeddings.tok_embeddings.weight"),
-        };
-        // A bare model's tensors have no prefix.
-        let prefix = if weights.has(&format!("{prefix}{word}")) { prefix } else { "" };
-        let reader = Reader { weights, prefix, format, pool: &pool };
-        let hidden = shape.hidden;
-        let modern = shape.family == Family::ModernBert;
-        let words = reader.table(word, shape.vocabulary, hidden)?;
-        let (positions, types) = match modern {
-            true => (None, None),
-            false => (
-                Some(reader.table("embeddings.position_embeddings.weight", shape.positions, hidden)?),
-                Some(reader.table("embeddings.token_type_embeddings.weight", shape.token_types, hidden)?),
-            ),
-        };
-        let embedding_norm = if modern { "embeddings.norm" } else { "embeddings.LayerNorm" };
-        let embedding_norm = reader.norm(&reader.body(embedding_norm), hidden)?;
-        let final_norm = if modern { Some(reader.norm(&reader.body("final_norm"), hidden)?) } else { None };
-        let layers = (0..shape.layers).map(|i| reader.layer(i, &shape)).collect::<Result<Vec<_>, _>>()?;
-        let top = reader.top(&shape)?;
-        let isa = Isa::detect();
-        let buffers = Buffers::default();
-        Ok(Self {
-            shape,
-            words,
-            positions,
-            types,
-            embedding_norm,
-            layers,
-            final_norm,
-            top,
-            isa,
-            pool,
-            buffers,
-        })
-    }
-
-    /// Tokens that fit.
     /// The threads it computes on.
     pub(crate) fn pool(&self) -> &Pool {
         &self.pool
     }
 
+    /// Tokens that fit.
     pub(crate) fn max_tokens(&self) -> usize {
         self.shape.positions - self.shape.first_position
+    }
+
+    /// Bytes of the buffers for a token of a batch.
+    pub(crate) fn bytes_per_token(shape: &Shape) -> u64 {
+        let (h, f) = (shape.hidden, shape.feed_forward);
+        let labels = if let Head::Tokens(n) = shape.head { h + n } else { 0 };
+        // Gate, up and their product, beside sines and cosines.
+        let (inner, rotation) = match shape.family {
+            Family::ModernBert => (3 * f, h / shape.heads),
+            Family::Bert | Family::XlmRoberta => (f, 0),
+        };
+        // Hidden states, their norms, queries, keys, values and what attention mixes; then a product's input in blocks.
+        (4 * (6 * h + inner + rotation + labels) + 2 * h.max(f)) as u64
     }
 
     fn check(&self, rows: &[Row<'_>]) -> Result<(), String> {
@@ -286,26 +96,6 @@ impl Encoder {
             }
         }
         Ok(())
-    }
-
-    /// Bytes that the weights will hold, at most: f32 as stored, less where they are quantised.
-    pub(crate) fn weights_bytes(shape: &Shape, format: Option<PackedFormat>) -> u64 {
-        let bytes = |rows: usize, columns: usize| {
-            let format = format.filter(|_| columns.is_multiple_of(32)).unwrap_or(PackedFormat::F32);
-            PackedMatrix::bytes_as(format, rows, columns)
-        };
-        let (hidden, f) = (shape.hidden, shape.feed_forward);
-        let gates = if shape.family == Family::ModernBert { 2 } else { 1 };
-        let layer = bytes(3 * hidden, hidden)
-            .saturating_add(bytes(hidden, hidden))
-            .saturating_add(bytes(gates * f, hidden))
-            .saturating_add(bytes(hidden, f))
-            .saturating_add(4 * (10 * hidden + f) as u64);
-        let rows = shape.vocabulary + shape.positions + shape.token_types;
-        (shape.layers as u64)
-            .saturating_mul(layer)
-            .saturating_add((4 * rows as u64).saturating_mul(hidden as u64))
-            .saturating_add(2 * bytes(hidden, hidden))
     }
 
     /// The last hidden states of all tokens, `(tokens, hidden)`.

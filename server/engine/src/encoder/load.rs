@@ -99,12 +99,10 @@ fn folder(
     };
     let mut meter = Meter::new(progress);
     let weights = FolderWeights::open(files)?;
-    let weights_bytes = Encoder::weights_bytes(&shape, format);
+    let weights_bytes = Encoder::weights_bytes(&shape, &weights, format)?;
     let tokens = batch_tokens(config).max(max_tokens) as u64;
-    let n_labels = if let Head::Tokens(n) = shape.head { n } else { 0 };
-    let row =
-        4 * (6 * shape.hidden + shape.feed_forward + n_labels) + 2 * shape.hidden.max(shape.feed_forward);
-    let memory = Memory { weights_bytes, kv_bytes: 0, activations_bytes: tokens.saturating_mul(row as u64) };
+    let row = Encoder::bytes_per_token(&shape);
+    let memory = Memory { weights_bytes, kv_bytes: 0, activations_bytes: tokens.saturating_mul(row) };
     if let Some(limit_bytes) = config.memory_limit_bytes.filter(|limit| memory.total_bytes() > *limit) {
         return Err(LoadError::OutOfMemory {
             needed_bytes: memory.total_bytes(),
@@ -150,6 +148,7 @@ fn folder(
         Head::Score => EncoderTask::Rerank,
         Head::Tokens(_) => EncoderTask::TokenClassify,
     };
+    let n_labels = if let Head::Tokens(n) = shape.head { n } else { 0 };
     let max_request_tokens =
         (MAX_LABEL_SCORES / n_labels.max(1)).clamp(max_tokens, MAX_REQUEST_TOKENS.max(max_tokens));
     let limits = EncoderLimits { task, max_tokens, max_request_tokens, dimensions: shape.hidden };

@@ -329,3 +329,41 @@ fn a_memory_limit_and_a_context_are_kept() {
     assert!(matches!(wide, Err(LoadError::InvalidConfig { field: "context_length", .. })));
     assert_eq!(load(EngineConfig { context_length: Some(9), ..config() }).unwrap().limits().max_tokens, 9);
 }
+
+/// Makes 32-bit numbers of the 16-bit ones of a folder's weights; not the same numbers.
+fn widen(dir: &Path) {
+    let path = dir.join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let (len, rest) = bytes.split_first_chunk().unwrap();
+    let (header, data) = rest.split_at(u64::from_le_bytes(*len) as usize);
+    let mut tensors: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).unwrap();
+    for tensor in tensors.values_mut().filter(|tensor| tensor["dtype"] == "F16") {
+        tensor["dtype"] = "F32".into();
+        for end in tensor["data_offsets"].as_array_mut().unwrap() {
+            *end = (end.as_u64().unwrap() * 2).into();
+        }
+    }
+    let header = serde_json::to_vec(&tensors).unwrap();
+    let mut out = (header.len() as u64).to_le_bytes().to_vec();
+    out.extend(header);
+    out.extend(data.chunks_exact(2).flat_map(|number| [0, 0, number[0], number[1]]));
+    std::fs::write(path, out).unwrap();
+}
+
+#[test]
+fn weights_are_counted_as_they_are_held() {
+    let dir = folder("bert");
+    let bytes = |quantization| {
+        let config = EngineConfig { quantization, ..config() };
+        let engine =
+            EncoderEngine::load(&ModelSource::Folder(dir.path().to_owned()), &config, &mut |_| ()).unwrap();
+        engine.facts().memory.weights_bytes
+    };
+    let (f16, q8_of_f16) = (bytes(None), bytes(Some(Quantization::Q8)));
+    widen(dir.path());
+    let (f32, q8_of_f32) = (bytes(None), bytes(Some(Quantization::Q8)));
+    // Biases and norms are f32 in both.
+    assert!(f16 * 10 < f32 * 6, "{f16} of {f32}");
+    assert!(q8_of_f16 < q8_of_f32, "tables stay as they are stored: {q8_of_f16} and {q8_of_f32}");
+    assert!(q8_of_f16 < f16 && q8_of_f32 < f32, "{q8_of_f16} of {f16}, {q8_of_f32} of {f32}");
+}
