@@ -84,6 +84,43 @@ async fn texts_become_vectors_and_documents_are_ranked() {
     server.settled().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_names_no_model_is_for_the_first_one_of_its_task() {
+    let (reranker, bert, ner) = (folder("bert-rerank"), folder("bert"), tagger());
+    let models = [
+        model("rank", &reranker, Task::Rerank),
+        model("emb", &bert, Task::Embed),
+        model("ner", &ner, Task::TokenClassify),
+        model("emb-2", &bert, Task::Embed),
+    ];
+    // The generating model comes last.
+    let add = |options: &mut serve::Options| drop(options.config.models.splice(0..0, models));
+    let server = Server::with(&TinyModel::default(), add).await;
+    let asked = async |path: &str, body: Value| {
+        let answer = server.http.post(server.url(path)).json(&body).send().await.unwrap();
+        let head = answer.headers()["x-candela-model"].to_str().unwrap().to_owned();
+        let (status, body) = (answer.status(), answer.json::<Value>().await.unwrap());
+        assert_eq!(status, 200, "{path}: {body}");
+        head
+    };
+    let document = json!({"query": "w5", "documents": ["w6"]});
+    for (path, body, wanted) in [
+        ("/embed", json!({"input": "w5"}), "emb"),
+        ("/v1/embeddings", json!({"input": "w5"}), "emb"),
+        ("/rerank", document.clone(), "rank"),
+        ("/v1/rerank", document, "rank"),
+        ("/token-classify", json!({"input": "w5"}), "ner"),
+        ("/generate", json!({"prompt": "a", "max_tokens": 1}), NAME),
+        ("/summarize", json!({"text": "a b c", "max_tokens": 4}), NAME),
+        ("/tokenize", json!({"prompt": "a"}), NAME),
+    ] {
+        assert_eq!(asked(path, body).await, wanted, "{path}");
+    }
+    // What a request names is what it gets.
+    let (status, refused) = post(&server, "/embed", json!({"model": "rank", "input": "w5"})).await;
+    assert_eq!((status, &refused["code"]), (400, &json!("unsupported_task")), "{refused}");
+}
+
 /// The golden model whose entities transformers' pipeline recorded.
 fn tagger() -> TempDir {
     let dir = tempfile::tempdir().unwrap();

@@ -146,6 +146,9 @@ async fn calls_that_must_come_come_and_are_valid() {
     }
     assert_eq!(names.len(), 2, "either is called in the end");
     let named = json!({"type": "function", "function": {"name": "tides"}});
+    let whole: ChatCompletion = server.chat(asked(named.clone(), 1)).await.json().await.unwrap();
+    let choice = &whole.choices[0];
+    assert_eq!((choice.finish_reason, choice.message.tool_calls.len()), (FinishReason::Stop, 1), "{whole:?}");
     let mut streamed = asked(named, 1);
     streamed["stream"] = json!(true);
     let chunks = chunks(server.chat(streamed).await).await;
@@ -155,7 +158,7 @@ async fn calls_that_must_come_come_and_are_valid() {
     let text: String =
         chunks.iter().filter_map(|chunk| chunk.choices.first()?.delta.content.clone()).collect();
     assert_eq!(text, "");
-    assert_eq!(chunks.last().unwrap().choices[0].finish_reason, Some(FinishReason::ToolCalls));
+    assert_eq!(chunks.last().unwrap().choices[0].finish_reason, Some(FinishReason::Stop), "as OpenAI has it");
 
     // The model may answer with text, and of a conversation with calls.
     let call =

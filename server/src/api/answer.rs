@@ -186,12 +186,14 @@ async fn whole(app: &App, choices: &mut Choices, voices: &mut [Voice]) -> Result
 /// Makes pieces of what one generation says.
 struct Voice {
     reading: Option<(Notation, Parser)>,
+    /// An answer with calls says so when it ends. Not where the request named the function: OpenAI says `stop` then.
+    calls_are_news: bool,
 }
 
 impl Voice {
     fn new(job: &Job) -> Self {
         let reading = job.calls.map(|calls| (calls.notation, Parser::new(calls.notation, calls.first_only)));
-        Self { reading }
+        Self { reading, calls_are_news: job.calls.is_some_and(|calls| !calls.named) }
     }
 
     fn said(&mut self, text: &str, mut logprob: Option<TokenLogprob>) -> Vec<Piece> {
@@ -223,7 +225,7 @@ impl Voice {
         let rest = self.reading.as_mut().map(|(_, parser)| parser.finish()).unwrap_or_default();
         pieces.extend(self.pieces(n_before, rest));
         let reason = match finish_reason(finished) {
-            FinishReason::Stop if self.n_calls() > 0 => FinishReason::ToolCalls,
+            FinishReason::Stop if self.calls_are_news && self.n_calls() > 0 => FinishReason::ToolCalls,
             reason => reason,
         };
         (pieces, reason)

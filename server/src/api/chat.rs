@@ -102,8 +102,9 @@ pub(super) fn prompt_tokens_of(
 pub(super) fn calls_of(served: &Served, tools: &Tools) -> Result<Option<Calls>, ApiError> {
     // A model without a template was refused with its messages.
     let notation = Notation::of(served.engine()?.tool_template().unwrap_or_default())?;
-    let first_only = !tools.parallel || matches!(tools.choice, ToolChoice::Named(_));
-    Ok((tools.choice != ToolChoice::None).then_some(Calls { notation, first_only }))
+    let named = matches!(tools.choice, ToolChoice::Named(_));
+    let first_only = named || !tools.parallel;
+    Ok((tools.choice != ToolChoice::None).then_some(Calls { notation, first_only, named }))
 }
 
 /// Answers of this route.

@@ -72,7 +72,7 @@ async fn embedded(
 ) -> Result<(EmbeddingsRequest, Vec<Vec<f32>>, EncoderUsage), ApiError> {
     let (arrived, caller) = (Instant::now(), Caller::of(&request));
     let Job { engine, model, label, inputs, mut wishes, _hold, kept: _kept } =
-        prepare::parsed_long(app, request, embeddings_job).await?;
+        prepare::parsed_long(app, request, Task::Embed, embeddings_job).await?;
     let limit = caller.within(prepare::request_limit(app));
     let (outputs, usage) = computed(app, &label, &engine, inputs, arrived, limit).await?;
     wishes.model = Some(model);
@@ -98,7 +98,7 @@ pub(crate) async fn rerank_native(
 async fn ranked(app: &Arc<App>, request: Request) -> Result<Ranking, ApiError> {
     let (arrived, caller) = (Instant::now(), Caller::of(&request));
     let Job { engine, model, label, inputs, wishes, _hold, kept: _kept } =
-        prepare::parsed_long(app, request, rerank_job).await?;
+        prepare::parsed_long(app, request, Task::Rerank, rerank_job).await?;
     let limit = caller.within(prepare::request_limit(app));
     let (outputs, usage) = computed(app, &label, &engine, inputs, arrived, limit).await?;
     let RerankRequest { mut documents, top_n, return_documents, raw_scores, .. } = wishes;

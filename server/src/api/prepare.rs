@@ -7,7 +7,10 @@ use axum::extract::Request;
 use candela_engine::{
     Constraint, ConstraintError, Engine, GenerateRequest, Grammar, SamplingParams, Speculation,
 };
-use candela_wire::openai::{Delivery, Format, FormatKind, InvalidField, Logprobs, Sampling};
+use candela_wire::{
+    config::Task,
+    openai::{Delivery, Format, FormatKind, InvalidField, Logprobs, Sampling},
+};
 use tokio::time::Instant;
 
 use super::{body, error::ApiError, models, tools::Notation};
@@ -61,6 +64,8 @@ pub(crate) struct Calls {
     pub(crate) notation: Notation,
     /// Further calls of an answer are left out.
     pub(crate) first_only: bool,
+    /// The request names the function.
+    pub(crate) named: bool,
 }
 
 /// From a body to what a route makes of it; may block.
@@ -75,29 +80,32 @@ pub(crate) async fn job<T: Send + 'static>(
 ) -> Result<(Job, T), ApiError> {
     let arrived = Instant::now();
     let caller = Caller::of(&request);
-    let (mut job, kept) = parsed(app, request, parse).await?;
+    let (mut job, kept) = parsed(app, request, Task::Generate, parse).await?;
     job.arrived = arrived;
     job.request.deadline = Some((arrived + caller.within(request_limit(app))).into_std());
     job.request.salt = caller.salt;
     Ok((job, kept))
 }
 
-/// Reads the body, then runs `parse` on a blocking thread, of which a bounded number is busy so.
+/// Reads the body, then runs `parse` on a blocking thread, of which a bounded number is busy so. A request that names no
+/// model is for the first that does `task`.
 pub(crate) async fn parsed<T: Send + 'static>(
     app: &Arc<App>,
     request: Request,
+    task: Task,
     parse: Parse<T>,
 ) -> Result<T, ApiError> {
-    parsed_within(app, request, None, parse).await
+    parsed_within(app, request, None, task, parse).await
 }
 
 /// The same for a route whose text may be longer than the model's context.
 pub(crate) async fn parsed_long<T: Send + 'static>(
     app: &Arc<App>,
     request: Request,
+    task: Task,
     parse: Parse<T>,
 ) -> Result<T, ApiError> {
-    parsed_within(app, request, Some(u32::MAX), parse).await
+    parsed_within(app, request, Some(u32::MAX), task, parse).await
 }
 
 /// `tokens` bounds the bytes of the body, beside the limits that hold for all; `None` = the model's context.
@@ -105,6 +113,7 @@ async fn parsed_within<T: Send + 'static>(
     app: &Arc<App>,
     request: Request,
     tokens: Option<u32>,
+    task: Task,
     parse: Parse<T>,
 ) -> Result<T, ApiError> {
     // Before the body: nobody should upload megabytes to be told to come back.
@@ -115,7 +124,7 @@ async fn parsed_within<T: Send + 'static>(
     off_thread(app, move |app| {
         let _room = (room, held);
         body::check_values(&body, context_length)?;
-        let served = models(app)?.asked(&body)?;
+        let served = models(app)?.asked(&body, task)?;
         chosen.set(&served);
         parse(app, &served, &body)
     })

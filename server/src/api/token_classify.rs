@@ -27,7 +27,7 @@ pub(crate) async fn handle(
 ) -> Result<Json<TokenClassifyAnswer>, Problem> {
     let (arrived, caller) = (Instant::now(), Caller::of(&request));
     let Job { engine, model, label, inputs, wishes, _hold, kept } =
-        prepare::parsed_long(&app, request, job).await?;
+        prepare::parsed_long(&app, request, Task::TokenClassify, job).await?;
     let limit = caller.within(prepare::request_limit(&app));
     let (outputs, usage) = computed(&app, &label, &engine, inputs, arrived, limit).await?;
     let closed = |_| ApiError::ShuttingDown;

@@ -5,9 +5,10 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use candela_wire::config::Task;
 use serde::Deserialize;
 
-use super::{Control, Lease, Registry};
+use super::{Control, Entry, Lease, Registry};
 use crate::{api::ApiError, model::Served};
 
 /// The model that a request turned out to ask for, for whoever is around its handler.
@@ -59,16 +60,22 @@ impl Registry {
         chosen.0.get().cloned()
     }
 
-    /// The model that a request asks for. What is no JSON, or names none, is the first one's: its route says what is
-    /// wrong with it.
-    pub(crate) fn asked(&self, body: &[u8]) -> Result<Lease, ApiError> {
+    /// The model that a request asks for. One that names none means the first that is for `task`, and where there is no
+    /// such model, or it is no JSON at all, the first one: its route says what is wrong with it.
+    pub(crate) fn asked(&self, body: &[u8], task: Task) -> Result<Lease, ApiError> {
         if !self.is_single()
             && let Some(name) = name_in(body)
         {
             return self.named(&name, None);
         }
         let snapshot = self.snapshot();
-        let first = snapshot.entries().find_map(super::Entry::lease);
+        // Looked at before it is leased: a lease counts as a use.
+        let fits = |entry: &&Entry| {
+            let served = entry.served.first();
+            served.is_some_and(|served| served.loaded.task() == task)
+        };
+        let first = snapshot.entries().filter(fits).find_map(Entry::lease);
+        let first = first.or_else(|| snapshot.entries().find_map(Entry::lease));
         first.ok_or_else(|| ApiError::NoSuchModel { asked: String::new(), served: snapshot.names() })
     }
 

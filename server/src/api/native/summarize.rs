@@ -18,6 +18,7 @@ use axum::{
 };
 use candela_engine::{Finished, GenerateRequest, SpecialTokens};
 use candela_wire::{
+    config::Task,
     native::{SummarizeAnswer, SummarizeProgress, SummarizeRequest},
     openai::{FinishReason, Message, Sampling, Usage},
     sse,
@@ -59,7 +60,7 @@ const SEAM: usize = 8;
 pub(crate) async fn handle(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
     let arrived = Instant::now();
     let caller = Caller::of(&request);
-    let (plan, prompts) = prepare::parsed_long(&app, request, plan).await?;
+    let (plan, prompts) = prepare::parsed_long(&app, request, Task::Generate, plan).await?;
     let streamed = plan.stream;
     let (report, receiver) = mpsc::channel(64);
     let deadline = arrived + caller.within(request_limit(&app));

@@ -8,6 +8,7 @@ use axum::{
 };
 use candela_engine::SpecialTokens;
 use candela_wire::{
+    config::Task,
     native::{DetokenizeAnswer, DetokenizeRequest, Input, TokenizeAnswer, TokenizeRequest},
     openai::Prompt,
 };
@@ -23,14 +24,14 @@ pub(crate) async fn tokenize(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Json<TokenizeAnswer>, Problem> {
-    Ok(Json(prepare::parsed(&app, request, tokens_of).await?))
+    Ok(Json(prepare::parsed(&app, request, Task::Generate, tokens_of).await?))
 }
 
 pub(crate) async fn detokenize(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Json<DetokenizeAnswer>, Problem> {
-    Ok(Json(prepare::parsed(&app, request, text_of).await?))
+    Ok(Json(prepare::parsed(&app, request, Task::Generate, text_of).await?))
 }
 
 fn tokens_of(app: &App, served: &Served, body: &[u8]) -> Result<TokenizeAnswer, ApiError> {
