@@ -129,3 +129,24 @@ async fn a_text_longer_than_the_context_is_summarised_in_rounds() {
     }
     server.settled().await;
 }
+
+/// Parts wait for each other; no endpoint picker may take that for a server that is slow to begin.
+#[tokio::test]
+async fn each_part_of_a_text_has_its_own_time() {
+    let server = Server::of(&TinyModel { context_length: 512, ..TinyModel::default() }).await;
+    let text = "One thing leads to another, as they say. ".repeat(300);
+    let body = json!({"text": text, "max_tokens": 64, "temperature": 1, "seed": 1});
+    let began = std::time::Instant::now();
+    let whole: SummarizeAnswer = server.post("/summarize", &body).await.json().await.unwrap();
+    let took = began.elapsed().as_secs_f64();
+    assert!(whole.chunks >= 20, "{whole:?}");
+    let page = server.metrics().await;
+    let sum = page.lines().find_map(|line| {
+        let of_all = line.strip_prefix("candela_server_request_seconds_sum{")?;
+        of_all.split_whitespace().last()?.parse::<f64>().ok()
+    });
+    // Four at a time.
+    let sum = sum.unwrap();
+    assert!(sum <= 4.0 * took, "the parts took {sum} s together, the whole {took} s");
+    server.settled().await;
+}

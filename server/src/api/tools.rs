@@ -151,6 +151,8 @@ pub(crate) struct Parser {
     held: String,
     /// Inside of what looks like a call.
     inside: bool,
+    /// How far the end of that call was looked for.
+    scan: Scan,
     /// Nothing but blanks came so far.
     at_start: bool,
     n_calls: usize,
@@ -158,7 +160,15 @@ pub(crate) struct Parser {
 
 impl Parser {
     pub(crate) fn new(notation: Notation, first_only: bool) -> Self {
-        Self { notation, first_only, held: String::new(), inside: false, at_start: true, n_calls: 0 }
+        Self {
+            notation,
+            first_only,
+            held: String::new(),
+            inside: false,
+            scan: Scan::default(),
+            at_start: true,
+            n_calls: 0,
+        }
     }
 
     pub(crate) fn n_calls(&self) -> usize {
@@ -177,17 +187,29 @@ impl Parser {
             if self.notation != Notation::Hermes {
                 return parts;
             }
-            let Some(end) = self.held.find(HERMES_END) else { return parts };
-            let rest = self.held.split_off(end + HERMES_END.len());
-            let block = std::mem::replace(&mut self.held, rest);
-            self.inside = false;
-            self.calls_of(&block, &mut parts);
+            let Some(end) = self.scan.end(&self.held) else { return parts };
+            self.leave(end, &mut parts);
         }
+    }
+
+    /// Ends the call whose end mark is at `end`.
+    fn leave(&mut self, end: usize, parts: &mut Vec<Part>) {
+        let rest = self.held.split_off(end + HERMES_END.len());
+        let block = std::mem::replace(&mut self.held, rest);
+        (self.inside, self.scan) = (false, Scan::default());
+        self.calls_of(&block, parts);
     }
 
     /// What is left when the answer ends.
     pub(crate) fn finish(&mut self) -> Vec<Part> {
         let mut parts = Vec::new();
+        // Where a string was never closed, marks behind it were taken for a part of it.
+        while self.notation == Notation::Hermes
+            && (self.inside || self.enter(&mut parts))
+            && let Some(end) = self.held.find(HERMES_END)
+        {
+            self.leave(end, &mut parts);
+        }
         let rest = std::mem::take(&mut self.held);
         if std::mem::take(&mut self.inside) {
             self.calls_of(&rest, &mut parts);
@@ -255,6 +277,40 @@ impl Parser {
             }
         }
         self.at_start = false;
+    }
+}
+
+/// Looks for the end mark of a call, whose JSON may have one in a string.
+#[derive(Default)]
+struct Scan {
+    at: usize,
+    in_string: bool,
+    escaped: bool,
+}
+
+impl Scan {
+    /// Of a text that has only grown since it was last asked.
+    fn end(&mut self, text: &str) -> Option<usize> {
+        while let Some(byte) = text.as_bytes().get(self.at) {
+            match byte {
+                _ if self.escaped => self.escaped = false,
+                b'\\' if self.in_string => self.escaped = true,
+                b'"' => self.in_string = !self.in_string,
+                b'<' if !self.in_string => {
+                    let rest = &text[self.at..];
+                    if rest.starts_with(HERMES_END) {
+                        return Some(self.at);
+                    }
+                    // Perhaps a part of it.
+                    if HERMES_END.starts_with(rest) {
+                        return None;
+                    }
+                }
+                _ => {}
+            }
+            self.at += 1;
+        }
+        None
     }
 }
 

@@ -11,7 +11,7 @@ use axum::{
 };
 
 use super::{
-    contract::{InferRequest, WantedOutput},
+    contract::{InferRequest, MAX_IDS, WantedOutput},
     run::Answer,
     tensor::{Data, Tensor},
     terms::{Terms, boolean},
@@ -80,7 +80,8 @@ pub(crate) fn parse(body: &Bytes, json_bytes: Option<usize>) -> Result<(InferReq
         return Err(ApiError::invalid(JSON_BYTES.as_str(), what));
     }
     let mut tail = body.slice(n..);
-    check_values(&body[..n], 0)?;
+    // As many as two tensors of ids and their mask may have.
+    check_values(&body[..n], 2 * MAX_IDS as u32)?;
     let head: Head = serde_json::from_slice(&body[..n]).map_err(|err| bad_json(&err))?;
     let mut parameters = head.parameters;
     let terms = Terms::take(&mut parameters)?;

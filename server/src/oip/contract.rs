@@ -247,7 +247,7 @@ fn tensors(kind: Kind, request: InferRequest) -> Result<Tensors, ApiError> {
 }
 
 /// Numbers of ids that one request may have, padding included.
-const MAX_IDS: usize = 256 << 10;
+pub(super) const MAX_IDS: usize = 256 << 10;
 
 /// Rows of ids without those that `mask` hides.
 fn rows(ids: &Tensor, mask: Option<&Tensor>) -> Result<Value, ApiError> {

@@ -185,7 +185,11 @@ impl Data {
         let end = self.nanos(Instant::now());
         let mut attributes = std::mem::take(&mut self.attributes);
         let mut add = |key: &str, value: Value| attributes.push(KeyValue::new(key, value));
-        add("http.request.method", self.method.as_str().into());
+        // Of methods that anybody may invent, OpenTelemetry's conventions want none.
+        let known =
+            matches!(self.method.as_str(), "GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "OPTIONS" | "PATCH");
+        let method = if known { self.method.as_str() } else { "_OTHER" };
+        add("http.request.method", method.into());
         add("http.route", self.route.into());
         if let Some(status) = self.status {
             add("http.response.status_code", u64::from(status.as_u16()).into());
@@ -197,7 +201,8 @@ impl Data {
         }
         let mut name = match operation {
             Some(operation) => operation.to_owned(),
-            None => format!("{} {}", self.method, self.route),
+            None if known => format!("{method} {}", self.route),
+            None => format!("HTTP {}", self.route),
         };
         if let Some(model) = &self.model {
             name = format!("{name} {model}");

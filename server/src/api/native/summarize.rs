@@ -304,7 +304,7 @@ impl Work {
                 self.tell(sse::KEEP_ALIVE.to_owned()).await;
                 continue;
             };
-            let (piece, finished) = match next? {
+            let (piece, finished) = match next.map_err(|err| self.of_the_whole(err))? {
                 Next::Token(token) => (token.text, None),
                 Next::Finished(finished) => (finished.text.clone(), Some(finished)),
             };
@@ -318,11 +318,20 @@ impl Work {
         }
     }
 
+    /// What ran out is the request's time, of which a part knows only what it was left.
+    fn of_the_whole(&self, err: ApiError) -> ApiError {
+        match err {
+            ApiError::Deadline { .. } => ApiError::Deadline { limit: self.deadline - self.arrived },
+            other => other,
+        }
+    }
+
     /// Once a part has been admitted, the others wait for room: the work done would be lost.
     async fn admitted(&self, request: GenerateRequest) -> Result<Generation, ApiError> {
         const WAIT: Duration = Duration::from_millis(250);
         loop {
-            match Generation::begin(&self.app, &self.plan.target, request.clone(), self.arrived) {
+            // Each part has its own time to its first token; the deadline is that of the whole.
+            match Generation::begin(&self.app, &self.plan.target, request.clone(), Instant::now()) {
                 Err(ApiError::QueueFull { .. })
                     if self.begun.load(Ordering::Relaxed) && Instant::now() + WAIT < self.deadline =>
                 {

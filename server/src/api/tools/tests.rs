@@ -47,6 +47,11 @@ fn hermes_calls_are_found_among_text() {
     assert_eq!(of(none), [text(none)]);
     // The end mark is missing, the call is not.
     assert_eq!(of("<tool_call>{\"name\": \"f\", \"arguments\": \"{}\"}"), [call("f", "{}")]);
+    let quoted = r#"<tool_call>{"name":"f","arguments":{"s":"a \"</tool_call> b"}}</tool_call>"#;
+    assert_eq!(of(quoted), [call("f", r#"{"s":"a \"</tool_call> b"}"#)], "an end mark within a string");
+    let open = format!("<tool_call>{{\"name: 1}}</tool_call> and {one}");
+    let shown = "<tool_call>{\"name: 1}</tool_call> and";
+    assert_eq!(of(&open), [text(shown), call("f", r#"{"b":1,"a":"<é>"}"#)], "a string without an end");
     assert_eq!(parts(Notation::Hermes, true, &two).len(), 2, "the second call is left out");
 }
 
