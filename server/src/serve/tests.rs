@@ -1,14 +1,17 @@
 //! Probes and deadlines in states that clients cannot bring about.
 
-use std::{ops::ControlFlow, sync::mpsc};
+use std::{ops::ControlFlow, path::Path, sync::mpsc};
 
 use axum::body::Body;
 use candela_engine::{GenerateRequest, KvType, Sink};
-use candela_wire::health::{self, ProbeTiming};
+use candela_wire::{
+    config::{ModelConfig, Timeouts},
+    health::{self, ProbeTiming},
+};
 use http::Request;
 use tower::ServiceExt;
 
-use super::*;
+use super::{config::check_config, *};
 
 mod trust;
 

@@ -2,6 +2,8 @@
 //!
 //! There is no delay to collect a batch: while one is computed the next one gathers, and an idle engine begins at once.
 
+mod door;
+
 use std::{
     collections::VecDeque,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -15,9 +17,8 @@ use super::{
     load,
     worker::{Job, Worker},
 };
-use crate::{
-    CancelToken, EngineConfig, LoadError, LoadProgress, ModelFacts, ModelSource, TextError, kernels::Pulse,
-};
+use crate::{CancelToken, EngineConfig, LoadError, LoadProgress, ModelFacts, ModelSource, TextError};
+pub(super) use door::{Door, Phase, State};
 
 /// A loaded encoder; cheap to clone. When the last clone goes, its thread is joined.
 #[derive(Clone)]
@@ -134,82 +135,6 @@ pub struct EncoderStats {
     pub inputs_total: u64,
     pub tokens_total: u64,
     pub batches_total: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Phase {
-    Open,
-    Draining,
-    Stopping,
-}
-
-pub(super) struct State {
-    pub(super) queue: VecDeque<Job>,
-    pub(super) queued_tokens: usize,
-    /// Tokens that are still to be computed of each request under way.
-    pub(super) rests: Vec<usize>,
-    pub(super) phase: Phase,
-    pub(super) idle: bool,
-    pub(super) heartbeat: Instant,
-    /// Of the threads that compute, as they were then.
-    beats: [u64; 3],
-    /// Exponentially weighted.
-    pub(super) tokens_per_second: f64,
-    pub(super) inputs: u64,
-    pub(super) tokens: u64,
-    pub(super) batches: u64,
-}
-
-impl State {
-    /// Takes those out of the queue whose clients left or whose time is up. They are to be ended without the lock.
-    pub(super) fn sweep(&mut self) -> Vec<(Job, Encoded)> {
-        let now = Instant::now();
-        let (gone, left) = self.queue.drain(..).partition(|job: &Job| job.is_over(now).is_some());
-        self.queue = left;
-        let gone: VecDeque<Job> = gone;
-        self.queued_tokens -= gone.iter().map(|job| job.tokens).sum::<usize>();
-        gone.into_iter().filter_map(|job| job.is_over(now).map(|how| (job, how))).collect()
-    }
-
-    /// Tokens that are computed before a request of so many is done: all take turns, so that a long one holds a
-    /// short one up by no more than the short one's own length.
-    fn before(&self, tokens: usize) -> usize {
-        let queued = self.queue.iter().map(|job| job.tokens);
-        self.rests.iter().copied().chain(queued).map(|n| n.min(tokens)).sum()
-    }
-
-    fn is_full(&self, door: &Door, tokens: usize) -> bool {
-        let waiting = self.queued_tokens + self.rests.iter().sum::<usize>();
-        let wait = self.before(tokens) as f64 / self.tokens_per_second.max(1.0);
-        // One request alone is always admitted: the limits are for what waits behind others.
-        waiting > 0
-            && (self.queue.len() >= door.max_queue
-                || waiting + tokens > door.max_queue_tokens
-                || door.max_wait.is_some_and(|most| wait > most.as_secs_f64()))
-    }
-}
-
-pub(super) struct Door {
-    pub(super) state: Mutex<State>,
-    pub(super) work: Condvar,
-    pub(super) idle: Condvar,
-    pulse: Pulse,
-    max_queue: usize,
-    max_queue_tokens: usize,
-    max_wait: Option<Duration>,
-}
-
-impl Door {
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        // Every section is a few assignments: a panic cannot leave the state half-changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn advance(&self, phase: Phase) {
-        let mut state = self.lock();
-        state.phase = state.phase.max(phase);
-        self.work.notify_all();
-    }
 }
 
 impl EncoderEngine {
