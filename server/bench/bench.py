@@ -153,8 +153,8 @@ class Bench:
                 return generation.under_load(server, words, case, seed)
             if case.kind == "depth":
                 return generation.at_depth(server, words, case, seed)
-            figures = generation.from_start(server)
-            model_bytes = figures["resident_bytes"] - figures["kv_cache_bytes"]
+            figures = generation.from_start(server, model)
+            model_bytes = figures["resident_bytes"] - figures["kv_cache_bytes"] - figures["program_bytes"]
             return {**figures, "resident_per_file": model_bytes / model.stat().st_size}
 
     def server(self, case, setting):

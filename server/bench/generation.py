@@ -101,11 +101,11 @@ def at_depth(server, tokenizer, case, seed):
     return {"tokens_per_second": shallow, "tokens_per_second_deep": deep, "depth": case.prompt, "share": deep / shallow}
 
 
-def from_start(server):
+def from_start(server, model):
     """Seconds from the start of the process to the answer of one token to a prompt of 16, and what it holds then."""
     return {
         "first_token_seconds": server.first_token_seconds,
         "resident_bytes": server.memory()["now"],
-        "kv_cache_bytes": server.kv_cache_bytes(),
+        **server.held(model),
     }
 

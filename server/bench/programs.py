@@ -61,16 +61,22 @@ class Server:
             fields[name] = value.strip().removesuffix(" kB")
         return {"now": int(fields["VmRSS"]) << 10, "most": int(fields["VmHWM"]) << 10}
 
-    def kv_cache_bytes(self):
-        """Bytes of our KV cache that are resident: the only memory for which our server asks huge pages (`hg`)."""
-        held, resident = 0, 0
+    def held(self, model):
+        """Resident bytes besides those of the model: of our KV cache, the only memory for which our server asks huge
+        pages (`hg`), and of the program and its libraries, which are files as well and belong to all its processes."""
+        kv_cache, program = 0, 0
+        resident, path = 0, ""
         for line in pathlib.Path(f"/proc/{self.process.pid}/smaps").read_text().splitlines():
             name, _, value = line.partition(":")
             if name == "Rss":
                 resident = int(value.split()[0]) << 10
-            elif name == "VmFlags" and "hg" in value.split():
-                held += resident
-        return held
+                program += resident if path.startswith("/") and path != str(model.resolve()) else 0
+            elif name == "VmFlags":
+                kv_cache += resident if "hg" in value.split() else 0
+            elif "-" in name.split()[0]:
+                # Addresses, rights, offset, device, inode, path.
+                path = (line.split(maxsplit=5) + [""])[5]
+        return {"kv_cache_bytes": kv_cache, "program_bytes": program}
 
 
 @contextlib.contextmanager
