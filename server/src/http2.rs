@@ -1,35 +1,26 @@
 //! HTTP/2 on a connection of the public listener, by prior knowledge: what gRPC speaks. Its many requests share one
 //! connection, so that the time limits that HTTP/1 has per connection are kept per stream here.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
-    time::Duration,
-};
+mod streams;
 
-use axum::{Router, body::Body};
-use hyper::{
-    Request,
-    body::{Frame, Incoming},
-    rt::Executor,
-    server::conn::http2,
-    service::service_fn,
-};
+use std::{io, sync::Arc, time::Duration};
+
+use axum::{Router, body::Body, response::IntoResponse};
+use hyper::{Request, body::Incoming, rt::Executor, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::metrics::counter::Counter;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
-    time::{Instant, MissedTickBehavior, interval},
+    sync::Notify,
+    task_local,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-use crate::{
-    listen::Bounds,
-    resting::{Life, Part},
-};
+use crate::{api::ApiError, listen::Bounds, resting::Life};
+pub(crate) use streams::Unsent;
+use streams::{Streams, Watched};
 
 /// How a client that speaks HTTP/2 begins.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -40,7 +31,11 @@ const MAX_HEADER_BYTES: u32 = 16 << 10;
 /// has in its buffer.
 const WINDOW_BYTES: u32 = 64 << 10;
 /// Bytes of one answer that wait to be sent.
-const SEND_BUFFER_BYTES: usize = 64 << 10;
+const SEND_BUFFER_BYTES: usize = 16 << 10;
+/// For a client that reads nothing of an answer, where answers that are not read take much memory.
+const SCARCE_PATIENCE: Duration = Duration::from_secs(1);
+/// For a request that was on its way to a connection which is to make room.
+const ROOM_LINGER: Duration = Duration::from_millis(250);
 /// Between two questions whether a client is still there, and for its answer.
 const PING: Duration = Duration::from_secs(20);
 
@@ -59,22 +54,40 @@ pub(crate) async fn is_spoken(stream: &mut (impl AsyncRead + Unpin)) -> io::Resu
     Ok((true, begun.to_vec()))
 }
 
+/// What connections of a listener have in common.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) bounds: Bounds,
+    pub(crate) unsent: Arc<Unsent>,
+    /// Answers that were cut off, since their clients did not read them.
+    pub(crate) closed_slow: Counter,
+    /// Streams run here; the listener waits for them.
+    pub(crate) tasks: TaskTracker,
+}
+
 /// Answers all requests of a connection. `closing` completes when it is to take no more of them.
 pub(crate) async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,
     life: Arc<Life>,
-    bounds: Bounds,
-    tasks: TaskTracker,
+    shared: Shared,
     closing: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let streams = Arc::new(Streams::new(Arc::clone(&life)));
-    let answering = Arc::clone(&streams);
+    let Shared { bounds, unsent, closed_slow, tasks } = shared;
+    let streams = Arc::new(Streams::new(Arc::clone(&life), Arc::clone(&unsent)));
+    let (answering, room) = (Arc::clone(&streams), Arc::clone(&unsent));
     let service = service_fn(move |request: Request<Incoming>| {
-        let (router, entry) = (router.clone(), answering.begin());
+        let (router, entry, room) = (router.clone(), answering.begin(), Arc::clone(&room));
         async move {
-            let response = router.oneshot(request.map(Body::new)).await;
-            response.map(|response| response.map(|body| Body::new(Watched { body, entry })))
+            if let Ok(cut) = CUT.try_with(Arc::clone) {
+                entry.can_be_cut_by(cut);
+            }
+            let response = if room.is_exhausted() {
+                Ok(ApiError::QueueFull { retry_after: SCARCE_PATIENCE }.into_response())
+            } else {
+                router.oneshot(request.map(Body::new)).await
+            };
+            response.map(|response| response.map(|body| Body::new(Watched::new(body, entry))))
         }
     });
     let connection = http2::Builder::new(Tasks(tasks))
@@ -88,40 +101,47 @@ pub(crate) async fn serve(
         .keep_alive_timeout(PING)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection, closing);
-    let mut look = interval((bounds.write.min(bounds.idle) / 4).max(Duration::from_millis(10)));
+    let grain = (bounds.write.min(bounds.idle) / 4).clamp(Duration::from_millis(10), SCARCE_PATIENCE);
+    let mut look = interval(grain);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // Since when the client has been told that it ends.
-    let mut told: Option<Instant> = None;
+    // When a client that has been told that the connection ends is no longer waited for, if it asks nothing.
+    let mut over: Option<Instant> = None;
     loop {
+        let is_resting = streams.resting().is_some();
         let tell = tokio::select! {
             // First, so that a request which has arrived is one.
             biased;
             result = connection.as_mut() => return result.map_err(io::Error::other),
-            () = closing.as_mut(), if told.is_none() => true,
-            () = life.told_to_close(), if told.is_none() => true,
-            _ = look.tick() => {
-                let seen = streams.look();
-                if seen.unread.is_some_and(|since| since.elapsed() > bounds.write) {
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read"));
-                }
+            () = closing.as_mut(), if over.is_none() => Some(bounds.header),
+            () = life.told_to_close(), if over.is_none() => Some(ROOM_LINGER),
+            () = sleep_until(over.unwrap_or_else(Instant::now)), if over.is_some() && is_resting => {
                 // Half a request's head keeps no connection open, nor does a client that does not go when told.
-                if let (Some(told), Some(_)) = (told, seen.resting)
-                    && told.elapsed() > bounds.header
-                {
+                if streams.resting().is_some() {
                     return Ok(());
                 }
-                told.is_none() && seen.resting.is_some_and(|since| since.elapsed() > bounds.idle)
+                None
+            }
+            _ = look.tick() => {
+                let patience = if unsent.is_scarce() { SCARCE_PATIENCE.min(bounds.write) } else { bounds.write };
+                closed_slow.inc_by(streams.cut_unread(patience));
+                let rests_long = streams.resting().is_some_and(|since| since.elapsed() > bounds.idle);
+                (over.is_none() && rests_long).then_some(bounds.header)
             }
         };
-        if tell {
-            told = Some(Instant::now());
+        if let Some(patience) = tell {
+            over = Some(Instant::now() + patience);
             // Requests that are on their way are answered still.
             connection.as_mut().graceful_shutdown();
         }
     }
 }
 
-/// Runs streams as tasks that the listener waits for.
+task_local! {
+    /// Ends the stream whose task it is.
+    static CUT: Arc<Notify>;
+}
+
+/// Runs streams as tasks that the listener waits for. One that is cut is dropped, and so reset, alone.
 #[derive(Clone)]
 struct Tasks(TaskTracker);
 
@@ -130,110 +150,15 @@ where
     F: Future<Output: Send + 'static> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        self.0.spawn(stream);
-    }
-}
-
-/// The requests of one connection that are not answered to the end.
-struct Streams {
-    life: Arc<Life>,
-    state: Mutex<State>,
-}
-
-struct State {
-    next: u64,
-    /// With the time since when a part of the answer has been waiting for the client to read it.
-    open: BTreeMap<u64, Option<Instant>>,
-    /// Since when none is open.
-    resting: Option<Instant>,
-}
-
-/// What a look at them finds.
-struct Seen {
-    /// The longest that an answer has been waiting to be read.
-    unread: Option<Instant>,
-    resting: Option<Instant>,
-}
-
-impl Streams {
-    fn new(life: Arc<Life>) -> Self {
-        life.enter(Part::Resting);
-        let state = State { next: 0, open: BTreeMap::new(), resting: Some(Instant::now()) };
-        Self { life, state: Mutex::new(state) }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn begin(self: &Arc<Self>) -> Entry {
-        let mut state = self.state();
-        let id = state.next;
-        state.next += 1;
-        state.open.insert(id, None);
-        if state.resting.take().is_some() {
-            self.life.enter(Part::Answering);
-        }
-        Entry { id, streams: Arc::clone(self) }
-    }
-
-    fn look(&self) -> Seen {
-        let state = self.state();
-        Seen { unread: state.open.values().flatten().min().copied(), resting: state.resting }
-    }
-}
-
-/// One request, until it is dropped.
-struct Entry {
-    id: u64,
-    streams: Arc<Streams>,
-}
-
-impl Entry {
-    fn waits_for_client(&self, waits: bool) {
-        if let Some(since) = self.streams.state().open.get_mut(&self.id) {
-            *since = waits.then(Instant::now);
-        }
-    }
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        let mut state = self.streams.state();
-        state.open.remove(&self.id);
-        if state.open.is_empty() {
-            state.resting = Some(Instant::now());
-            self.streams.life.enter(Part::Resting);
-        }
-    }
-}
-
-/// An answer's body. hyper asks it for the next part once the client has room for one: from handing out a part to the next
-/// question it is the client that is waited for.
-struct Watched {
-    body: Body,
-    entry: Entry,
-}
-
-impl hyper::body::Body for Watched {
-    type Data = bytes::Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        self.entry.waits_for_client(matches!(polled, Poll::Ready(Some(Ok(_)))));
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> hyper::body::SizeHint {
-        self.body.size_hint()
+        let cut = Arc::new(Notify::new());
+        let stream = CUT.scope(Arc::clone(&cut), stream);
+        self.0.spawn(async move {
+            tokio::select! {
+                biased;
+                _ = stream => {}
+                () = cut.notified() => {}
+            }
+        });
     }
 }
 

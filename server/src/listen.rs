@@ -29,7 +29,7 @@ use tracing::{debug, warn};
 use crate::{
     Fatal,
     app::Limits,
-    http2,
+    http2::{self, Unsent},
     lifecycle::{Lifecycle, Stage},
     resting::{Life, Open, Part},
 };
@@ -45,6 +45,7 @@ pub(crate) struct Listener {
     pub(crate) bounds: Bounds,
     pub(crate) connections: Gauge,
     pub(crate) closed_slow: Counter,
+    pub(crate) unsent: Arc<Unsent>,
 }
 
 /// How slow and how many clients may be.
@@ -201,7 +202,7 @@ impl Listener {
         let mut stream = Guarded::new(stream, self.bounds, Arc::clone(&life), self.closed_slow.clone());
         let router = self.router.clone();
         let bounds = self.bounds;
-        let closed_slow = self.closed_slow.clone();
+        let (closed_slow, unsent) = (self.closed_slow.clone(), Arc::clone(&self.unsent));
         let lifecycle = self.lifecycle.clone();
         let until = self.until;
         async move {
@@ -240,11 +241,8 @@ impl Listener {
                             closing.await;
                         }
                     };
-                    let served = http2::serve(stream, router, life, bounds, tasks, closing).await;
-                    if served.as_ref().is_err_and(|err| err.kind() == io::ErrorKind::TimedOut) {
-                        closed_slow.inc();
-                    }
-                    return served;
+                    let shared = http2::Shared { bounds, unsent, closed_slow, tasks };
+                    return http2::serve(stream, router, life, shared, closing).await;
                 }
             }
             let closing = async {

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -38,6 +38,8 @@ pub(crate) struct Life {
     /// With its place in the order in which connections began to rest.
     part: Mutex<(Part, u64)>,
     close: Notify,
+    /// Whether it has been told to.
+    told: AtomicBool,
     open: Arc<Open>,
 }
 
@@ -51,22 +53,28 @@ pub(crate) struct Entry {
 impl Open {
     pub(crate) fn add(self: &Arc<Self>, gauge: &Gauge) -> Entry {
         let part = Mutex::new((Part::Fresh, 0));
-        let life = Arc::new(Life { part, close: Notify::new(), open: Arc::clone(self) });
+        let life = Arc::new(Life {
+            part,
+            close: Notify::new(),
+            told: AtomicBool::new(false),
+            open: Arc::clone(self),
+        });
         let id = self.next.fetch_add(1, Relaxed);
         self.connections().insert(id, Arc::clone(&life));
         gauge.inc();
         Entry { id, gauge: gauge.clone(), life }
     }
 
-    /// Tells the connection to close that has rested for longest. False = none rests.
+    /// Tells the connection to close that has rested for longest and was not told before. False = there is none.
     pub(crate) fn close_longest_resting(&self) -> bool {
         let connections = self.connections();
         let resting = connections.values().filter_map(|life| match life.get() {
-            (Part::Resting, since) => Some((since, life)),
+            (Part::Resting, since) if !life.told.load(Relaxed) => Some((since, life)),
             _ => None,
         });
         let longest = resting.min_by_key(|(since, _)| *since);
         if let Some((_, life)) = longest {
+            life.told.store(true, Relaxed);
             life.close.notify_one();
         }
         longest.is_some()
@@ -123,8 +131,9 @@ mod tests {
         first.life.enter(Part::Resting);
         assert!(open.close_longest_resting());
         assert!(second.life.told_to_close().now_or_never().is_some());
+        assert!(open.close_longest_resting(), "who does not go when told holds up nobody");
+        assert!(!open.close_longest_resting());
         drop(second);
-        assert!(open.close_longest_resting());
         assert!(first.life.told_to_close().now_or_never().is_some());
         assert!(busy.life.told_to_close().now_or_never().is_none());
         drop((first, busy));

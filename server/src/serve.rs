@@ -23,6 +23,7 @@ use crate::{
     Fatal, Limits, api,
     app::App,
     health::{self, Health},
+    http2::Unsent,
     internal,
     lifecycle::{Lifecycle, Stage},
     listen::{self, Bounds, Listener},
@@ -194,6 +195,7 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
             bounds: Bounds::public(&app.limits),
             connections: app.metrics.connections.clone(),
             closed_slow: app.metrics.connections_closed_slow.clone(),
+            unsent: Arc::new(Unsent::of(resources.memory_bytes)),
         },
         internal: Listener {
             socket: internal,
@@ -204,6 +206,7 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
             bounds: Bounds::internal(),
             connections: Default::default(),
             closed_slow: Default::default(),
+            unsent: Arc::new(Unsent::of(None)),
         },
         exporter,
         engine,

@@ -160,12 +160,86 @@ async fn who_does_not_read_is_cut_off() {
     let server =
         Server::with(&long_winded(), |options| options.limits.write = Duration::from_millis(200)).await;
     // The first bytes fill the window, and the connection itself stays open to everything else.
-    let (mut sender, connection) = connect(&server, 16).await;
-    let _unread = call(&mut sender, "ModelStreamInfer", full(framed(&ask(10_000)))).await;
-    timeout(Duration::from_secs(20), connection).await.expect("the connection is ended").unwrap().ok();
+    let (mut sender, _connection) = connect(&server, 16).await;
+    let unread = call(&mut sender, "ModelStreamInfer", full(framed(&ask(10_000)))).await;
+    let (messages, status) = collected(call(&mut sender, "ModelInfer", full(framed(&ask(4)))).await).await;
+    assert_eq!((messages.len(), status.as_str()), (1, "0"));
+    until("the answer is cut off", || async { closed_slow(&server).await == 1 }).await;
     server.settled().await;
+    let broken = unread.into_body().collect().await;
+    assert!(broken.is_err(), "its stream is reset");
+    let (messages, status) = collected(call(&mut sender, "ModelInfer", full(framed(&ask(4)))).await).await;
+    assert_eq!((messages.len(), status.as_str()), (1, "0"), "others go on");
+}
+
+async fn closed_slow(server: &Server) -> u64 {
     let metrics = server.metrics().await;
-    assert!(metrics.contains("candela_server_connections_closed_slow_total 1"), "{metrics}");
+    let line =
+        metrics.lines().find_map(|line| line.strip_prefix("candela_server_connections_closed_slow_total "));
+    line.unwrap().parse().unwrap()
+}
+
+fn get(path: &str) -> Request<BoxBody<Bytes, Infallible>> {
+    Request::get(format!("http://server{path}")).body(full("")).unwrap()
+}
+
+/// What one answer is made of in one piece stays in memory until it was read, and is forgotten by hyper at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whole_answers_that_are_not_read_are_cut_off_too() {
+    let server = Server::with(&TinyModel::default(), |options| {
+        options.limits.write = Duration::from_millis(300);
+        options.limits.idle = Duration::from_secs(60);
+    })
+    .await;
+    let (mut sender, _connection) = connect(&server, 1).await;
+    let mut unread = Vec::new();
+    for _ in 0..100 {
+        let answer = sender.send_request(get("/openapi.json")).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        unread.push(answer);
+    }
+    until("all are cut off", || async { closed_slow(&server).await == 100 }).await;
+    let answer = sender.send_request(get("/v2/health/live")).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    drop(unread);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_slowly_has_all_of_the_answer() {
+    let server = Server::with(&TinyModel::default(), |options| {
+        options.limits.write = Duration::from_secs(1);
+        options.limits.idle = Duration::from_millis(200);
+        options.limits.header = Duration::from_millis(200);
+    })
+    .await;
+    let (mut sender, connection) = connect(&server, 2048).await;
+    let answer = sender.send_request(get("/openapi.json")).await.unwrap();
+    let length: usize = answer.headers()["content-length"].to_str().unwrap().parse().unwrap();
+    let (mut body, mut n_bytes) = (answer.into_body(), 0);
+    while let Some(frame) = body.frame().await {
+        n_bytes += frame.unwrap().data_ref().map_or(0, Bytes::len);
+        // The pace of a poor line: several times as long in all as a connection may rest.
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    assert_eq!(n_bytes, length);
+    assert_eq!(closed_slow(&server).await, 0);
+    drop(sender);
+    timeout(Duration::from_secs(20), connection).await.expect("then it rests, and ends").unwrap().ok();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_does_not_go_when_told_makes_room_all_the_same() {
+    let server = Server::with(&TinyModel::default(), |options| options.limits.connections = 1).await;
+    // Settings, and then nothing: no answer to the ping by which hyper tells.
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+    // The server's own settings: it has begun.
+    let mut begun = [0; 9];
+    stream.read_exact(&mut begun).await.unwrap();
+    let answer = server.http.get(server.url("/v2/health/live")).send();
+    let answer = timeout(Duration::from_secs(5), answer).await.expect("it makes room").unwrap();
+    assert_eq!(answer.status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -193,13 +267,22 @@ async fn connections_without_a_request_end() {
         let read = timeout(Duration::from_secs(20), stream.read_to_end(&mut rest)).await;
         read.unwrap_or_else(|_| panic!("a connection of {sent:?} is never ended")).ok();
     }
-    // A message that does not come whole, and one that does not come at all.
-    for begun in [&[0, 0, 0, 0, 9, 1][..], &[]] {
+    // A message that does not come whole, one that does not come at all, and one after which the call does not end.
+    let whole = framed(&ask(4));
+    for (begun, status) in [
+        (&[0, 0, 0, 0, 9, 1][..], "4"),
+        (&[], "4"),
+        (&whole, "4"),
+        // Two, and as many as would take all that bodies may hold.
+        (&[&whole[..], &[0; 5]].concat(), "3"),
+        (&vec![0; 5 << 14], "3"),
+    ] {
         let (mut sender, _connection) = connect(&server, 1 << 20).await;
         let (keep, body) = mpsc::unbounded();
         keep.unbounded_send(Ok(Frame::data(Bytes::copy_from_slice(begun)))).unwrap();
-        let response = call(&mut sender, "ModelInfer", BodyExt::boxed(StreamBody::new(body))).await;
-        assert_eq!(collected(response).await.1, "4");
+        let response = call(&mut sender, "ModelInfer", BodyExt::boxed(StreamBody::new(body)));
+        let response = timeout(Duration::from_secs(20), response).await.expect("the call is ended");
+        assert_eq!(collected(response).await.1, status, "{} bytes", begun.len());
         drop(keep);
     }
 }

@@ -3,14 +3,20 @@
 mod oip;
 mod schemas;
 
-use axum::Json;
+use std::sync::LazyLock;
+
+use axum::response::IntoResponse;
+use bytes::Bytes;
 use candela_wire::trust;
+use http::header;
 use serde_json::{Value, json};
 
 use schemas::{reference, schemas};
 
-pub(crate) async fn handle() -> Json<Value> {
-    Json(document())
+pub(crate) async fn handle() -> impl IntoResponse {
+    // It never changes, and many may ask for it.
+    static TEXT: LazyLock<Bytes> = LazyLock::new(|| document().to_string().into());
+    ([(header::CONTENT_TYPE, "application/json")], TEXT.clone())
 }
 
 fn document() -> Value {
@@ -19,7 +25,7 @@ fn document() -> Value {
         "info": {
             "title": "Candela inference server",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "The OpenAI API for one model, and routes of our own. A field that this server would have to ignore is refused \
+            "description": "The OpenAI API for the models that are served, and routes of our own. A field that this server would have to ignore is refused \
                             with 400 and its name; `null` is the same as absent.",
         },
         "paths": {

@@ -20,6 +20,7 @@ use tracing::info;
 use crate::{
     Fatal,
     exit::Chain,
+    http2::Unsent,
     internal,
     lifecycle::{Lifecycle, Stage},
     listen::{self, Bounds, Listener},
@@ -147,6 +148,7 @@ pub async fn run(options: Options, internal_listen: Option<SocketAddr>) -> Resul
                 bounds: Bounds::internal(),
                 connections: Default::default(),
                 closed_slow: Default::default(),
+                unsent: Arc::new(Unsent::of(None)),
             }
             .run(),
         )),

@@ -99,7 +99,7 @@ impl Metrics {
         to.register("connections", "Open connections on the public listener", self.connections.clone());
         to.register(
             "connections_closed_slow",
-            "Connections closed since the client sent or read too slowly",
+            "Connections, and answers over HTTP/2, that were closed since the client sent or read too slowly",
             self.connections_closed_slow.clone(),
         );
         to.register(

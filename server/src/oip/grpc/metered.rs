@@ -47,13 +47,17 @@ pub(super) struct Metered {
     n_prefix: usize,
     /// Of the message at hand.
     left: usize,
+    /// Whether more than one message may come.
+    is_stream: bool,
+    n_messages: usize,
     /// Whether something must arrive before `deadline`.
     expecting: bool,
     deadline: Pin<Box<Sleep>>,
 }
 
 impl Metered {
-    /// Of a stream, messages may come whenever they like, but each must come whole in time.
+    /// Of a stream, messages may come whenever they like, but each must come whole in time. Of a call with one message,
+    /// the end must come in time as well: its handler waits for it.
     pub(super) fn new(body: Body, app: Arc<App>, room: Room, limit: usize, is_stream: bool) -> Self {
         let deadline = Box::pin(sleep(app.limits.body));
         Self {
@@ -64,6 +68,8 @@ impl Metered {
             prefix: [0; PREFIX_BYTES],
             n_prefix: 0,
             left: 0,
+            is_stream,
+            n_messages: 0,
             expecting: !is_stream,
             deadline,
         }
@@ -77,7 +83,11 @@ impl Metered {
                 data = &data[n..];
                 continue;
             }
-            if self.n_prefix == 0 {
+            if !self.is_stream && self.n_messages > 0 {
+                let what = "this method takes one message".to_owned();
+                return Err(ApiError::invalid("", what));
+            }
+            if self.is_stream && self.n_prefix == 0 {
                 self.deadline.as_mut().reset(Instant::now() + self.app.limits.body);
             }
             let n = (PREFIX_BYTES - self.n_prefix).min(data.len());
@@ -86,6 +96,7 @@ impl Metered {
             data = &data[n..];
             if self.n_prefix == PREFIX_BYTES {
                 self.n_prefix = 0;
+                self.n_messages += 1;
                 let [_, length @ ..] = self.prefix;
                 self.left = u32::from_be_bytes(length) as usize;
                 if self.left > self.limit {
@@ -96,7 +107,7 @@ impl Metered {
                 self.room.add(permit);
             }
         }
-        self.expecting = self.left > 0 || self.n_prefix > 0;
+        self.expecting = !self.is_stream || self.left > 0 || self.n_prefix > 0;
         Ok(())
     }
 }
