@@ -332,23 +332,4 @@ fn stop_signal() -> Result<impl Future<Output = ()>, Fatal> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn arguments_have_the_documented_defaults() {
-        let cli = Cli::try_parse_from(["candela-server", "serve"]).unwrap();
-        let Verb::Serve(args) = cli.command else { unreachable!("the verb was serve") };
-        assert_eq!(args.shared.config, Path::new("/etc/candela/server.json"));
-        assert_eq!(args.listen.port(), 8080);
-        assert_eq!(args.shared.internal_listen.port(), 9090);
-        let refused: [&[&str]; 3] = [
-            &["--max-queue", "0"],
-            &["--model", "m.gguf", "--config", "server.json"],
-            &["--served-name", "m"],
-        ];
-        for arguments in refused {
-            assert!(Cli::try_parse_from([&["candela-server", "serve"], arguments].concat()).is_err());
-        }
-    }
-}
+mod tests;

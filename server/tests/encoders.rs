@@ -104,6 +104,7 @@ async fn a_request_that_names_no_model_is_for_the_first_one_of_its_task() {
         head
     };
     let document = json!({"query": "w5", "documents": ["w6"]});
+    let api: Value = server.http.get(server.url("/openapi.json")).send().await.unwrap().json().await.unwrap();
     for (path, body, wanted) in [
         ("/embed", json!({"input": "w5"}), "emb"),
         ("/v1/embeddings", json!({"input": "w5"}), "emb"),
@@ -115,6 +116,13 @@ async fn a_request_that_names_no_model_is_for_the_first_one_of_its_task() {
         ("/tokenize", json!({"prompt": "a"}), NAME),
     ] {
         assert_eq!(asked(path, body).await, wanted, "{path}");
+        let task = match wanted {
+            "emb" => "Embed",
+            "rank" => "Rerank",
+            "ner" => "TokenClassify",
+            _ => "Generate",
+        };
+        assert_eq!(api["paths"][path]["post"]["x-candela-task"], task, "{path}");
     }
     // What a request names is what it gets.
     let (status, refused) = post(&server, "/embed", json!({"model": "rank", "input": "w5"})).await;

@@ -1,13 +1,15 @@
 //! `GET /openapi.json`: the API as OpenAPI 3.1, checked against the routes and against real requests by tests.
 
 mod oip;
+#[cfg(test)]
+mod page;
 mod schemas;
 
 use std::sync::LazyLock;
 
 use axum::response::IntoResponse;
 use bytes::Bytes;
-use candela_wire::trust;
+use candela_wire::{config::Task, trust};
 use http::header;
 use serde_json::{Value, json};
 
@@ -25,7 +27,7 @@ fn document() -> Value {
         "info": {
             "title": "Candela inference server",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "The OpenAI API for the models that are served, and routes of our own. A field that this server would have to ignore is refused \
+            "description": "The OpenAI API, routes of our own and the Open Inference Protocol, for all models of this server. A field that this server would have to ignore is refused \
                             with 400 and its name; `null` is the same as absent.",
         },
         "paths": {
@@ -51,7 +53,7 @@ fn document() -> Value {
             "/tokenize": { "post": native("A text or a conversation as tokens", "tokenize", "Tokenize", None) },
             "/detokenize": { "post": native("The text of tokens", "detokenize", "Detokenize", None) },
             "/v1/models": { "get": {
-                "summary": "The model that this server has", "operationId": "listModels",
+                "summary": "The models that answer", "operationId": "listModels",
                 "responses": { "200": ok("ModelList"), "default": error() }
             }},
             "/v1/models/{model}": { "get": {
@@ -74,9 +76,19 @@ fn document() -> Value {
     document
 }
 
+/// What a model must be for to answer requests of this shape.
+fn task(schema: &str) -> Task {
+    match schema {
+        "Embeddings" | "Embed" => Task::Embed,
+        "Rerank" => Task::Rerank,
+        "TokenClassify" => Task::TokenClassify,
+        _ => Task::Generate,
+    }
+}
+
 fn encoded(summary: &str, operation: &str, schema: &str, error: fn() -> Value) -> Value {
     json!({
-        "summary": summary, "operationId": operation, "parameters": gateway_headers(),
+        "summary": summary, "operationId": operation, "x-candela-task": task(schema).as_str(), "parameters": gateway_headers(),
         "requestBody": { "required": true, "content": { "application/json": { "schema": reference(&format!("{schema}Request")) } } },
         "responses": {
             "200": ok(schema),
@@ -90,7 +102,7 @@ fn generate(summary: &str, operation: &str, schema: &str) -> Value {
     let event = "Server-sent events, each a chunk of the answer, the last one `[DONE]`; a stream that breaks ends \
                  with an event `{\"error\": …}` instead. What fails before the first token is an HTTP error.";
     json!({
-        "summary": summary, "operationId": operation, "parameters": gateway_headers(),
+        "summary": summary, "operationId": operation, "x-candela-task": task(schema).as_str(), "parameters": gateway_headers(),
         "requestBody": { "required": true, "content": { "application/json": { "schema": reference(&format!("{schema}Request")) } } },
         "responses": {
             "200": {
@@ -123,7 +135,7 @@ fn native(summary: &str, operation: &str, schema: &str, events: Option<&str>) ->
     });
     let request = reference(&format!("{schema}Request"));
     json!({
-        "summary": summary, "operationId": operation, "parameters": gateway_headers(),
+        "summary": summary, "operationId": operation, "x-candela-task": task(schema).as_str(), "parameters": gateway_headers(),
         "requestBody": { "required": true, "content": { "application/json": { "schema": request } } },
         "responses": {
             "200": { "description": "The answer; with `stream: true` as events", "content": content },

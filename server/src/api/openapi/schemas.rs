@@ -124,7 +124,7 @@ pub(super) fn schemas() -> Value {
                     "function": { "type": "object", "required": ["name"], "properties": {
                         "name": { "type": "string" }, "description": { "type": ["string", "null"] },
                         "parameters": { "type": ["object", "null"] },
-                        "strict": { "type": ["boolean", "null"], "description": "Where `tool_choice` asks for a call" }
+                        "strict": { "type": ["boolean", "null"], "description": "Calls match `parameters` also where the model decides whether to call" }
                     }}
                 }
             }},
