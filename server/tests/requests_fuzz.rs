@@ -88,6 +88,11 @@ fn corpus() -> Vec<(&'static str, Value)> {
             json!({"model": "rank", "query": "w5", "documents": ["w6", {"text": "w7"}], "top_n": 1,
             "return_documents": true, "raw_scores": true, "truncate": false, "max_tokens_per_doc": 3}),
         ),
+        (
+            "/token-classify",
+            json!({"model": "ner", "input": ["w5 w6", "w7"], "aggregation_strategy": "average",
+            "ignore_labels": ["O"], "truncate": true}),
+        ),
         ("/tokenize", json!({"model": NAME, "prompt": "hello"})),
         ("/detokenize", json!({"model": NAME, "tokens": [104, 105]})),
         ("/generate", json!({"model": NAME, "prompt": "a", "max_tokens": 4, "stream": false})),
@@ -95,10 +100,13 @@ fn corpus() -> Vec<(&'static str, Value)> {
     ]
 }
 
-async fn server() -> (Server, [tempfile::TempDir; 2]) {
-    let folders = [encoder("bert"), encoder("bert-rerank")];
-    let models =
-        [encoder_model("emb", &folders[0], Task::Embed), encoder_model("rank", &folders[1], Task::Rerank)];
+async fn server() -> (Server, [tempfile::TempDir; 3]) {
+    let folders = [encoder("bert"), encoder("bert-rerank"), encoder("bert-ner")];
+    let models = [
+        encoder_model("emb", &folders[0], Task::Embed),
+        encoder_model("rank", &folders[1], Task::Rerank),
+        encoder_model("ner", &folders[2], Task::TokenClassify),
+    ];
     let tiny = TinyModel { context_length: 1024, ..TinyModel::default() };
     let add = |options: &mut serve::Options| options.config.models.extend(models);
     let server = Server::with_template_and(&tiny, TEMPLATE, add).await;

@@ -3,7 +3,11 @@ demo model and with all-MiniLM-L6-v2."""
 
 import asyncio
 import json
+import pathlib
 import queue
+import shutil
+import tempfile
+import time
 import unittest
 import urllib.request
 
@@ -182,6 +186,44 @@ class TritonClient(unittest.TestCase):
             events = [json.loads(line.removeprefix(b"data:")) for line in stream if line.startswith(b"data:")]
         self.assertEqual("".join(event["text_output"] for event in events), self.text)
         self.assertGreater(len(events), 2)
+
+    def test_models_of_a_repository_are_loaded_and_unloaded(self):
+        folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        demo = programs.ROOT / "server" / "models" / "demo"
+        shutil.copytree(demo, folder / "story" / "1")
+        shutil.copytree(programs.minilm(), folder / "embedder" / "3")
+        arguments = ["--model-repository", folder, "--model-control", "explicit"]
+        base_url = self.enterContext(programs.server("builtin://demo", CHAT, *arguments)).removesuffix("/v1")
+        for kind, client in self.both(base_url):
+
+            def states():
+                index = client.get_model_repository_index(**({"as_json": True} if kind is grpc else {}))
+                models = index["models"] if kind is grpc else index
+                return {(model["name"], model["version"]): model["state"] for model in models}
+
+            with self.subTest(kind.__name__):
+                unloaded = {(CHAT, "1"): "READY", ("embedder", "3"): "UNAVAILABLE", ("story", "1"): "UNAVAILABLE"}
+                self.assertEqual(states(), unloaded)
+                self.assertFalse(client.is_model_ready("embedder"))
+                client.load_model("embedder")
+                client.load_model("story")
+                self.assertEqual(set(states().values()), {"READY"})
+                self.assertTrue(client.is_model_ready("embedder", "3"))
+                given = client.infer("embedder", [tensor(kind, "text", TEXTS)]).as_numpy("embedding")
+                np.testing.assert_array_equal(given, self.vectors)
+                told = client.infer("story", generation(kind)).as_numpy("text_output")[0].decode()
+                self.assertEqual(told, self.text)
+                for name in ("story", "embedder"):
+                    client.unload_model(name)
+                    deadline = time.monotonic() + 60
+                    while any(at == "UNLOADING" for at in states().values()):
+                        self.assertLess(time.monotonic(), deadline)
+                self.assertEqual(states(), unloaded)
+                with self.assertRaisesRegex(InferenceServerException, "not loaded"):
+                    client.infer("embedder", [tensor(kind, "text", TEXTS)])
+                for verb in (client.load_model, client.unload_model):
+                    with self.assertRaisesRegex(InferenceServerException, "nobody"):
+                        verb("nobody")
 
     def test_refusals_say_what_is_wrong(self):
         bad_shape = {

@@ -86,7 +86,7 @@ fn every_sample_reads_back_as_it_was_written() -> Result<()> {
         .into_iter()
         .filter(|(_, document)| document["kind"] == "LlmDeployment")
         .collect();
-    assert!(samples.len() >= 9, "{} samples", samples.len());
+    assert!(samples.len() >= 11, "{} samples", samples.len());
     for (file, written) in samples {
         let typed: LlmDeployment = serde_json::from_value(written.clone()).with_context(|| file.clone())?;
         let back = serde_json::to_value(&typed)?;

@@ -239,7 +239,12 @@ impl GrpcInferenceService for Service {
     ) -> Result<tonic::Response<ModelReadyResponse>, Status> {
         let ModelReadyRequest { name, version: wanted } = request.into_inner();
         let there = match models(&self.app) {
-            Ok(models) => found(models, &name, version(&wanted)).map(|_| true),
+            Ok(models) => match found(models, &name, version(&wanted)) {
+                Ok(_) => Ok(true),
+                // As Triton has it: a model that is not loaded is not ready, and asking that is no mistake.
+                Err(ApiError::Unavailable { .. } | ApiError::Loading { .. }) => Ok(false),
+                Err(err) => Err(err),
+            },
             Err(_) => Ok(false),
         };
         let ready = there.map_err(|err| status(&err))? && self.is_ready().await;
