@@ -18,7 +18,7 @@ use candela_wire::health::LIVE_FACTOR;
 use tokio::time::{self, MissedTickBehavior};
 use tracing::{error, info};
 
-use crate::{app::App, lifecycle::Stage, loaded::Load};
+use crate::{app::App, lifecycle::Stage, loaded::Load, model::Served};
 
 /// Between two looks. An engine's silence is counted from the look that saw its last progress.
 const LOOK: Duration = Duration::from_millis(500);
@@ -54,11 +54,19 @@ pub(crate) fn stuck(app: &App, probe: Probe) -> Option<String> {
         Probe::Ready => app.limits.heartbeat,
         Probe::Live => app.limits.heartbeat * LIVE_FACTOR,
     };
-    // A model of the repository that is stuck keeps no traffic from the others, but nothing short of a restart ends it.
-    let engines: Vec<_> = match probe {
+    // A model of the repository that is stuck keeps no traffic from those of the configuration, but nothing short of a
+    // restart ends it, also where it is being unloaded.
+    let mut engines: Vec<_> = match probe {
         Probe::Ready => app.models.fixed().collect(),
-        Probe::Live => app.models.loaded().collect(),
+        Probe::Live => Vec::new(),
     };
+    if engines.is_empty() {
+        engines = app.models.computing().collect();
+    }
+    stuck_among(app, engines, limit)
+}
+
+fn stuck_among(app: &App, engines: Vec<Arc<Served>>, limit: Duration) -> Option<String> {
     engines.into_iter().find_map(|served| {
         let stuck = stuck_in(&served.loaded.load(), app.health.starved(), limit)?;
         Some(format!("model `{}`: {stuck}\n", served.name))
@@ -90,7 +98,7 @@ pub(crate) async fn watch(app: Arc<App>) {
             _ = looks.tick() => {}
             () = app.lifecycle.reached(Stage::Ending) => return,
         }
-        let silence = app.models.loaded().map(|served| served.loaded.load().heartbeat_age).max();
+        let silence = app.models.computing().map(|served| served.loaded.load().heartbeat_age).max();
         if silence.unwrap_or_default() < QUIET {
             waits = None;
             app.health.starved_ms.store(0, Relaxed);
@@ -99,10 +107,10 @@ pub(crate) async fn watch(app: Arc<App>) {
             let starved = Waits::now().longest_since(before);
             app.health.starved_ms.store(u64::try_from(starved.as_millis()).unwrap_or(u64::MAX), Relaxed);
         }
-        match (stuck(&app, Probe::Ready), was_stuck) {
+        match (stuck_among(&app, app.models.computing().collect(), app.limits.heartbeat), was_stuck) {
             (Some(what), false) => {
                 was_stuck = true;
-                error!("{}: the pod takes no traffic and is restarted unless it comes round", what.trim());
+                error!("{}: this process ends unless it comes round", what.trim());
             }
             (None, true) => {
                 was_stuck = false;

@@ -121,17 +121,16 @@ async fn models_are_loaded_and_unloaded_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_clients_wait_for_one_load() {
+async fn many_clients_wait_for_one_load() {
     let root = repository(&["a"]);
     let server = serving(&root, Control::OnDemand, |_| {}).await;
-    let all = futures::future::join_all((0..100).map(|_| async {
+    // No more than the engine has places and a queue for.
+    let all = futures::future::join_all((0..60).map(|_| async {
         let answer = server.chat(json!({"model": "a", "max_tokens": 1})).await;
         answer.status().as_u16()
     }));
     let statuses = all.await;
-    // The engine's queue is as full as ever.
-    assert!(statuses.iter().all(|status| [200, 429].contains(status)), "{statuses:?}");
-    assert!(statuses.contains(&200));
+    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
     assert_eq!(metric(&server, "candela_server_model_loads_total{outcome=\"loaded\"}").await, Some(1.0));
     let (status, err) = chat(&server, "nobody").await;
     assert_eq!(status, 404);
@@ -381,4 +380,25 @@ async fn a_repository_alone_is_a_server_and_memory_comes_back() {
         }
     }
     assert!(peaks[2] < peaks[0] + size / 4, "it grows: {peaks:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_waits_for_a_load_as_long_as_it_has_time() {
+    let root = repository(&[]);
+    write(root.path(), "slow", 1, &long_winded());
+    std::fs::remove_file(root.path().join("slow/candela.json")).unwrap();
+    let server = serving(&root, Control::OnDemand, |_| {}).await;
+    let mut events =
+        Events::of(server.chat(json!({"model": "slow", "stream": true, "max_tokens": 10_000})).await);
+    events.next().await.unwrap();
+    // Until that has ended, it cannot be loaded again.
+    assert_eq!(verb(&server, "slow", "unload").await.0, 200);
+    let body = json!({"text_input": "a", "parameters": {"timeout": 300_000}});
+    let began = Instant::now();
+    let answer = server.post("/v2/models/slow/generate", &body).await;
+    assert_eq!(answer.status(), 504, "{}", answer.text().await.unwrap());
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert_eq!(state(&server, "slow").await, "Draining");
+    drop(events);
+    server.settled().await;
 }

@@ -99,8 +99,18 @@ pub(crate) async fn read_any(
         Err(_) => Err(ApiError::BodyTooSlow { limit: app.limits.body }),
         Ok(Err(err)) if err.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge { limit }),
         Ok(Err(_)) => Err(ApiError::BodyBroken),
-        Ok(Ok(body)) => Ok((body.to_bytes(), permit)),
+        Ok(Ok(body)) => {
+            let body = body.to_bytes();
+            let room = shrunk(permit, body.len());
+            Ok((body, room))
+        }
     }
+}
+
+/// What a body of `n_bytes` needs of the room that was taken for one of any size.
+fn shrunk(mut permit: OwnedSemaphorePermit, n_bytes: usize) -> OwnedSemaphorePermit {
+    let needed = n_bytes.div_ceil(KIB).max(1);
+    permit.split(needed).unwrap_or(permit)
 }
 
 /// Reads on for a while and keeps nothing: to close with bytes unread resets the connection, and the client then may
@@ -166,6 +176,10 @@ mod tests {
         assert!(budget.take(4 << 20).is_some());
         let small = std::iter::from_fn(|| budget.take(0)).take(10_000).collect::<Vec<_>>();
         assert_eq!(small.len(), 8 << 10, "an announced length of 0 is not free");
+        // What was not announced takes the most until it is there.
+        let arrived: Vec<_> = (0..1000).filter_map(|_| Some(shrunk(budget.take(4 << 20)?, 100))).collect();
+        assert_eq!(arrived.len(), 1000);
+        assert_eq!(arrived.iter().map(OwnedSemaphorePermit::num_permits).sum::<usize>(), 1000);
     }
 
     #[test]

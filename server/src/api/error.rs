@@ -70,6 +70,10 @@ pub(crate) enum ApiError {
     SlowReader,
     /// A token that is there and not good.
     GatewayToken(Refusal),
+    /// What only the gateway may ask for.
+    GatewayOnly {
+        what: &'static str,
+    },
     /// A header of the gateway's that cannot be.
     GatewayHeader {
         name: &'static str,
@@ -157,6 +161,9 @@ impl ApiError {
             Self::FirstToken { .. } => (StatusCode::GATEWAY_TIMEOUT, TimeoutError, "first_token_timeout"),
             Self::SlowReader => (StatusCode::REQUEST_TIMEOUT, TimeoutError, "client_too_slow"),
             Self::GatewayToken(_) => (StatusCode::UNAUTHORIZED, InvalidRequestError, "invalid_gateway_token"),
+            Self::GatewayOnly { .. } => {
+                (StatusCode::FORBIDDEN, InvalidRequestError, "gateway_token_required")
+            }
             Self::GatewayHeader { .. } => (StatusCode::BAD_REQUEST, InvalidRequestError, "invalid_header"),
             Self::Engine(_) => (StatusCode::INTERNAL_SERVER_ERROR, ServerError, "engine_error"),
         }
@@ -173,7 +180,7 @@ impl ApiError {
             Self::NoSuchModel { .. } | Self::WrongTask { .. } | Self::Unavailable { .. } => {
                 Some("model".to_owned())
             }
-            Self::GatewayToken(_) => Some(AUTHORIZATION.to_owned()),
+            Self::GatewayToken(_) | Self::GatewayOnly { .. } => Some(AUTHORIZATION.to_owned()),
             Self::GatewayHeader { name, .. } => Some((*name).to_owned()),
             _ => None,
         };
@@ -273,6 +280,12 @@ impl fmt::Display for ApiError {
                 "the token in the header `{AUTHORIZATION}` {}: leave the header out, or send the gateway's own token",
                 refusal.says()
             ),
+            Self::GatewayOnly { what } => {
+                write!(
+                    out,
+                    "only the gateway may {what} here: send its token in the header `{AUTHORIZATION}`"
+                )
+            }
             Self::GatewayHeader { name, what } => write!(out, "the header `{name}` {what}"),
             Self::Engine(what) => write!(out, "the server failed on this request: {what}"),
         }

@@ -47,7 +47,7 @@ pub(crate) use encoders::{Job as EncoderJob, computed, embeddings_job, relevance
 pub(crate) use error::ApiError;
 pub(crate) use generation::{Generation, Next as Happening};
 pub(crate) use native::generate::parse as generate_job;
-pub(crate) use prepare::{Job, off_thread, request_limit};
+pub(crate) use prepare::{Clock, Job, demanded, off_thread, request_limit};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static(REQUEST_ID_NAME);
 const MODEL: HeaderName = HeaderName::from_static("x-candela-model");

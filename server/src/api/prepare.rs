@@ -11,13 +11,13 @@ use candela_wire::{
     config::Task,
     openai::{Delivery, Format, FormatKind, InvalidField, Logprobs, Sampling},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::{body, error::ApiError, models, tools::Notation};
 use crate::{
     app::App,
     model::Served,
-    registry::{Chosen, Hold},
+    registry::{Chosen, Hold, Lease, name_in},
     trust::Caller,
 };
 
@@ -118,17 +118,66 @@ async fn parsed_within<T: Send + 'static>(
 ) -> Result<T, ApiError> {
     // Before the body: nobody should upload megabytes to be told to come back.
     let context_length = models(app)?.longest_context();
+    let clock = Clock::start(app, &request);
     let chosen = request.extensions().get::<Chosen>().cloned().unwrap_or_default();
     let (body, room) = body::read(app, tokens.unwrap_or(context_length), request).await?;
-    let held = models(app)?.on_demand(&body, request_limit(app)).await?;
-    off_thread(app, move |app| {
+    let held = match models(app)?.loads_on_demand() {
+        false => None,
+        true => {
+            let asked = body.clone();
+            let name = off_thread(app, move |_| Ok(name_in(&asked))).await?;
+            match name {
+                Some(name) => demanded(app, &name, None, clock).await?,
+                None => None,
+            }
+        }
+    };
+    let work = off_thread(app, move |app| {
         let _room = (room, held);
         body::check_values(&body, context_length)?;
         let served = models(app)?.asked(&body, task)?;
         chosen.set(&served);
         parse(app, &served, &body)
-    })
-    .await
+    });
+    clock.bound(work).await
+}
+
+/// The time that a request has, from its head on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    pub(crate) arrived: Instant,
+    pub(crate) limit: Duration,
+}
+
+impl Clock {
+    pub(crate) fn start(app: &App, request: &Request) -> Self {
+        Self { arrived: Instant::now(), limit: Caller::of(request).within(request_limit(app)) }
+    }
+
+    /// No longer than this.
+    pub(crate) fn within(self, limit: Option<Duration>) -> Self {
+        Self { limit: limit.map_or(self.limit, |limit| limit.min(self.limit)), ..self }
+    }
+
+    /// Ends what takes longer than there is time.
+    pub(crate) async fn bound<T>(
+        self,
+        work: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        let ended = timeout_at(self.arrived + self.limit, work).await;
+        ended.unwrap_or(Err(ApiError::Deadline { limit: self.limit }))
+    }
+}
+
+/// Where requests may load models: this one, while the request has time.
+pub(crate) async fn demanded(
+    app: &App,
+    name: &str,
+    version: Option<u64>,
+    clock: Clock,
+) -> Result<Option<Lease>, ApiError> {
+    let models = models(app)?;
+    clock.bound(models.demanded(name, version, clock.limit)).await
 }
 
 /// Runs `work`, such as tokenising, on a blocking thread. Of what would wait for one, a bounded number may.

@@ -1,5 +1,7 @@
 //! Requests and responses of `infer` over HTTP: JSON, with the data of tensors in it or behind it.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use serde::Deserialize;
@@ -67,6 +69,22 @@ pub(crate) fn json_bytes(headers: &HeaderMap) -> Result<Option<usize>, ApiError>
             "the header `Inference-Header-Content-Length` must be a number",
         )
     })
+}
+
+/// The time that a body gives its request, read before the body is understood.
+pub(crate) fn timeout(body: &[u8]) -> Option<Duration> {
+    #[derive(Deserialize)]
+    struct Body {
+        parameters: Parameters,
+    }
+    #[derive(Deserialize)]
+    struct Parameters {
+        timeout: u64,
+    }
+    // The first value: tensors may follow.
+    let mut values = serde_json::Deserializer::from_slice(body).into_iter::<Body>();
+    let micros = values.next()?.ok()?.parameters.timeout;
+    (micros > 0).then(|| Duration::from_micros(micros))
 }
 
 /// What a body asks for.

@@ -12,7 +12,6 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
-use tokio::time::Instant;
 
 use super::{
     EXTENSIONS, SERVER, SERVER_VERSION, body,
@@ -24,7 +23,7 @@ use super::{
     terms::Terms,
 };
 use crate::{
-    api::{ApiError, models, off_thread, read_any, request_limit, respond},
+    api::{self, ApiError, Clock, models, off_thread, read_any, respond},
     app::App,
     internal,
     model::Served,
@@ -141,8 +140,12 @@ async fn index(State(app): State<Arc<App>>, request: Request) -> Result<Json<Val
         true => Map::new(),
         false => serde_json::from_slice(&body).map_err(|err| body::bad_json(&err))?,
     };
-    let ready = wanted.get("ready").is_some_and(|ready| *ready == Value::Bool(true));
-    let models = repository::index(&app, ready).await.into_iter().map(|model| {
+    let ready = match wanted.get("ready") {
+        None | Some(Value::Null) => false,
+        Some(Value::Bool(ready)) => *ready,
+        Some(_) => return Err(ApiError::invalid("ready", "`ready` must be true or false").into()),
+    };
+    let models = repository::index(&app, ready).await?.into_iter().map(|model| {
         let mut line = json!({ "name": model.name, "version": model.version, "state": model.state });
         if !model.reason.is_empty() {
             line["reason"] = model.reason.into();
@@ -170,15 +173,27 @@ async fn change(State(app): State<Arc<App>>, request: Request) -> Result<Respons
         _ => return Err(no_route(request.uri().path()).into()),
     };
     need(request.method(), true)?;
+    let caller = Caller::of(&request);
     let parameters = change_parameters(&app, request).await?;
     match verb {
         "load" => {
             repository::check_load(&parameters)?;
-            repository::load(&app, name).await?;
+            repository::load(&app, &caller, name).await?;
         }
-        _ => app.models.unload(name)?,
+        _ => {
+            check_unload(&parameters)?;
+            repository::unload(&app, &caller, name)?;
+        }
     }
     Ok(StatusCode::OK.into_response())
+}
+
+/// Models here have no dependents; Triton's clients always say whether those are meant.
+fn check_unload(parameters: &[String]) -> Result<(), ApiError> {
+    match parameters.iter().find(|name| *name != "unload_dependents") {
+        None => Ok(()),
+        Some(name) => repository::check_load(std::slice::from_ref(name)),
+    }
 }
 
 /// The parameters of a body that may be empty.
@@ -187,9 +202,12 @@ async fn change_parameters(app: &Arc<App>, request: Request) -> Result<Vec<Strin
     if body.trim_ascii().is_empty() {
         return Ok(Vec::new());
     }
-    let body: Value = serde_json::from_slice(&body).map_err(|err| body::bad_json(&err))?;
-    let parameters = body.get("parameters").and_then(Value::as_object);
-    Ok(parameters.map(|parameters| parameters.keys().cloned().collect()).unwrap_or_default())
+    let body: Map<String, Value> = serde_json::from_slice(&body).map_err(|err| body::bad_json(&err))?;
+    match body.get("parameters") {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Object(parameters)) => Ok(parameters.keys().cloned().collect()),
+        Some(_) => Err(ApiError::invalid("parameters", "`parameters` must be an object")),
+    }
 }
 
 async fn model(State(app): State<Arc<App>>, request: Request) -> Result<Response, Refused> {
@@ -218,27 +236,30 @@ pub(crate) async fn demanded(
     app: &App,
     name: &str,
     version: Option<&str>,
+    clock: Clock,
 ) -> Result<Option<Lease>, ApiError> {
-    let models = models(app)?;
-    models.demanded(name, number(name, version, models)?, request_limit(app)).await
+    api::demanded(app, name, number(name, version, models(app)?)?, clock).await
 }
 
 async fn answered(app: &Arc<App>, path: &ModelPath<'_>, request: Request) -> Result<Response, ApiError> {
+    // Before the body, where it tells nothing of the model; a body that nobody reads would hold up the connection while
+    // one is loaded.
     let chosen = request.extensions().get::<Chosen>().cloned().unwrap_or_default();
-    // Questions about a model do not load it.
-    let _held = match path.verb {
-        Verb::Infer | Verb::Generate | Verb::GenerateStream => {
-            demanded(app, path.model, path.version).await?
-        }
-        Verb::Metadata | Verb::Config | Verb::Ready => None,
+    let served = || -> Result<Lease, ApiError> {
+        let served = found(models(app)?, path.model, path.version)?;
+        chosen.set(&served);
+        Ok(served)
     };
-    let served = found(models(app)?, path.model, path.version)?;
-    chosen.set(&served);
+    let asks = matches!(path.verb, Verb::Infer | Verb::Generate | Verb::GenerateStream);
+    if !(asks && models(app)?.loads_on_demand()) {
+        served()?;
+    }
     match path.verb {
-        Verb::Metadata => Ok(Json(metadata(app, &served)?).into_response()),
-        Verb::Config => Ok(Json(config(&served)?).into_response()),
+        Verb::Metadata => Ok(Json(metadata(app, &*served()?)?).into_response()),
+        Verb::Config => Ok(Json(config(&*served()?)?).into_response()),
         Verb::Ready => {
             let status = internal::readyz(State(Arc::clone(app))).await.status();
+            let served = served()?;
             let answer = json!({ "name": served.name, "ready": status.is_success() });
             Ok((status, Json(answer)).into_response())
         }
@@ -294,18 +315,29 @@ async fn asked(
     parse: impl FnOnce(Kind, &Bytes) -> Result<(InferRequest, Terms), ApiError> + Send + 'static,
     delivery: Delivery,
 ) -> Result<Asked, ApiError> {
-    let since = Since { arrived: Instant::now(), caller: Caller::of(&request) };
+    let clock = Clock::start(app, &request);
+    let since = Since { arrived: clock.arrived, caller: Caller::of(&request) };
+    let chosen = request.extensions().get::<Chosen>().cloned().unwrap_or_default();
     let (body, room) = read_any(app, u32::MAX, request).await?;
     let (name, version) = (path.model.to_owned(), path.version.map(str::to_owned));
-    off_thread(app, move |app| {
-        let _room = room;
+    let held = match models(app)?.loads_on_demand() {
+        false => None,
+        true => {
+            let asked = body.clone();
+            let timeout = off_thread(app, move |_| Ok(body::timeout(&asked))).await?;
+            demanded(app, &name, version.as_deref(), clock.within(timeout)).await?
+        }
+    };
+    let work = off_thread(app, move |app| {
+        let _room = (room, held);
         let served = found(models(app)?, &name, version.as_deref())?;
+        chosen.set(&served);
         let (mut request, terms) = parse(Kind::of(&served)?, &body)?;
         let id = std::mem::take(&mut request.id);
         let work = contract::work(app, &served, request, delivery)?;
         Ok(Asked { work, version: served.version.to_string(), id, terms, since })
-    })
-    .await
+    });
+    clock.bound(work).await
 }
 
 fn metadata(app: &App, served: &Served) -> Result<Value, ApiError> {

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{
     api::{
-        ApiError, Generation, Happening, Job, computed, finish_reason, relevance, request_limit, shortened,
+        ApiError, Clock, Generation, Happening, Job, computed, finish_reason, relevance, request_limit,
+        shortened,
     },
     app::App,
     trust::Caller,
@@ -78,6 +79,10 @@ pub(crate) struct Since {
 }
 
 impl Since {
+    pub(crate) fn clock(&self, app: &App) -> Clock {
+        Clock { arrived: self.arrived, limit: self.caller.within(request_limit(app)) }
+    }
+
     fn limit(&self, app: &App, terms: &Terms) -> Duration {
         let limit = self.caller.within(request_limit(app));
         terms.timeout.map_or(limit, |timeout| timeout.min(limit))

@@ -42,7 +42,7 @@ struct Asked<'a> {
 }
 
 /// The name in a body that has one.
-pub(super) fn name_in(body: &[u8]) -> Option<String> {
+pub(crate) fn name_in(body: &[u8]) -> Option<String> {
     serde_json::from_slice::<Asked<'_>>(body).ok().map(|asked| asked.model.into_owned())
 }
 

@@ -4,11 +4,15 @@
 //! Memory counts from the moment when a load may begin to take it until an unloaded model has given all of it back, so the
 //! sum never passes the budget. Loads begin in the order in which they were asked for.
 
+mod room;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt,
     sync::Arc,
 };
+
+use room::Room;
 
 /// One version of one model.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,6 +75,10 @@ pub(super) enum Event {
     Failed { key: Key, reason: String },
     /// A drain is over and the memory given back.
     Drained(Key),
+    /// A load under way has got no further for a while: others do not wait for it.
+    Quiet(Key),
+    /// It has got no further for so long that nobody should count on it.
+    Stalled { key: Key, reason: String },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +98,8 @@ pub(super) struct Model {
     /// What it takes, or may take while it is loaded.
     pub(super) bytes: u64,
     under_way: bool,
+    /// It gets no further, and may never end.
+    quiet: bool,
     /// Known after a first attempt with too little.
     needs: Option<u64>,
     /// Of the load under way.
@@ -97,6 +107,16 @@ pub(super) struct Model {
     /// What was asked for while it could not be done.
     next: Option<Next>,
 }
+
+impl Model {
+    /// Under way, and to be counted on.
+    fn is_loading(&self) -> bool {
+        self.under_way && !self.quiet
+    }
+}
+
+/// Loads that get no further and hold a thread, beyond those that may run at the same time.
+const QUIET_AT_MOST: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
@@ -122,13 +142,6 @@ pub(super) struct Machine {
     /// Wait for their turn.
     queue: VecDeque<Key>,
     pub(super) counts: Counts,
-}
-
-enum Room {
-    Now(Option<u64>),
-    /// Once these are unloaded, or what is under way already is over.
-    Later(Vec<Key>),
-    Never(String),
 }
 
 impl Machine {
@@ -175,6 +188,17 @@ impl Machine {
                 }
             }
             Event::Drained(key) => self.drained(key),
+            Event::Quiet(key) => {
+                if let Some(model) = self.models.get_mut(&key).filter(|model| model.under_way) {
+                    model.quiet = true;
+                }
+            }
+            Event::Stalled { key, reason } => {
+                if let Some(model) = self.models.get_mut(&key).filter(|model| model.under_way) {
+                    // Its memory still counts; when it comes round, it is ready.
+                    (model.quiet, model.state, model.reason) = (true, State::Failed, reason);
+                }
+            }
         }
         self.begin(usage, &mut actions);
         actions
@@ -186,6 +210,7 @@ impl Machine {
             reason: String::new(),
             bytes: 0,
             under_way: false,
+            quiet: false,
             needs: None,
             limit: None,
             next: None,
@@ -194,6 +219,8 @@ impl Machine {
             State::Ready => {}
             State::Loading => model.next = None,
             State::Draining => model.next = Some(Next::Load),
+            // Stalled. There is a thread at it still.
+            _ if model.under_way => model.next = None,
             State::Unavailable | State::Failed => {
                 (model.state, model.needs) = (State::Loading, None);
                 model.reason = "waits for its turn".to_owned();
@@ -209,7 +236,7 @@ impl Machine {
                 self.counts.unloaded += 1;
                 Self::drain(key, model, "unloaded", actions);
             }
-            State::Loading if model.under_way => model.next = Some(Next::Unload),
+            State::Loading | State::Failed if model.under_way => model.next = Some(Next::Unload),
             State::Loading => {
                 self.queue.retain(|queued| queued != key);
                 (model.state, model.reason) = (State::Unavailable, "unloaded".to_owned());
@@ -228,7 +255,7 @@ impl Machine {
     /// The load under way is over; `None` = there is none, and nothing is to be done.
     fn ended(&mut self, key: &Key) -> Option<&mut Model> {
         let model = self.models.get_mut(key).filter(|model| model.under_way)?;
-        model.under_way = false;
+        (model.under_way, model.quiet) = (false, false);
         Some(model)
     }
 
@@ -255,7 +282,7 @@ impl Machine {
             let reason = format!("it needs {bytes} bytes, and refuses to be loaded in more");
             return self.failed(&key, reason);
         }
-        model.needs = Some(bytes);
+        (model.state, model.needs) = (State::Loading, Some(bytes));
         model.reason = format!("waits for {bytes} bytes of memory");
         // It had its turn already.
         self.queue.push_front(key);
@@ -284,7 +311,12 @@ impl Machine {
 
     /// Begins what waits and has room.
     fn begin(&mut self, usage: &dyn Usage, actions: &mut Vec<Action>) {
-        while self.models.values().filter(|model| model.under_way).count() < self.at_once {
+        let count = |models: &BTreeMap<Key, Model>, of: &dyn Fn(&Model) -> bool| {
+            models.values().filter(|model| of(model)).count()
+        };
+        while count(&self.models, &Model::is_loading) < self.at_once
+            && count(&self.models, &|model| model.under_way) < self.at_once + QUIET_AT_MOST
+        {
             let Some(key) = self.queue.front().cloned() else { return };
             match self.room(&key, usage) {
                 Room::Later(evicted) => {
@@ -317,53 +349,6 @@ impl Machine {
                 }
             }
         }
-    }
-
-    fn room(&self, key: &Key, usage: &dyn Usage) -> Room {
-        let Some(budget) = self.budget else { return Room::Now(None) };
-        let free = budget.saturating_sub(self.used_bytes());
-        // A cache takes what it gets: half of the room is left for the next model, unless this one needs more.
-        let Some(needs) = self.models.get(key).and_then(|model| model.needs) else {
-            return Room::Now(Some(free / 2));
-        };
-        if needs > budget {
-            return Room::Never(format!(
-                "it needs about {needs} bytes, and all models of the repository together may take {budget}: raise the \
-                 memory limit or `--model-memory-bytes`, or lower `contextLength`"
-            ));
-        }
-        if needs <= free {
-            return Room::Now(Some(needs.max(free / 2)));
-        }
-        let coming = |model: &&Model| model.state == State::Draining || model.under_way;
-        let mut room = self
-            .models
-            .values()
-            .filter(|model| model.state == State::Draining)
-            .fold(free, |room, model| room.saturating_add(model.bytes));
-        let idle =
-            self.models.iter().filter(|(key, model)| model.state == State::Ready && !usage.is_in_use(key));
-        let mut idle: Vec<_> = idle.map(|(key, model)| (usage.last_used(key), key, model.bytes)).collect();
-        idle.sort();
-        let mut evicted = Vec::new();
-        for (_, key, bytes) in idle {
-            if room >= needs {
-                break;
-            }
-            room = room.saturating_add(bytes);
-            evicted.push(key.clone());
-        }
-        if room >= needs {
-            return Room::Later(evicted);
-        }
-        if self.models.values().any(|model| coming(&model)) {
-            // They may leave more than they take now.
-            return Room::Later(Vec::new());
-        }
-        Room::Never(format!(
-            "it needs about {needs} bytes; of the {budget} for models of the repository {free} are free, and the \
-             others are in use: unload one of them, or come again"
-        ))
     }
 }
 

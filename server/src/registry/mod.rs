@@ -7,6 +7,7 @@
 mod choice;
 mod fixed;
 mod lease;
+mod looker;
 mod machine;
 mod metrics;
 mod options;
@@ -20,15 +21,16 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use candela_engine::EngineConfig;
 use candela_wire::{config::ServerConfig, internal::RepositoryModel, openai::Model};
 use tokio::sync::watch;
 
-pub(crate) use choice::Chosen;
+pub(crate) use choice::{Chosen, name_in};
 pub(crate) use lease::{Hold, Lease, Uses};
+use looker::Looker;
 use machine::{Action, Counts, Event, Key, Machine, State, Usage};
 pub(crate) use metrics::RegistryMetrics;
 pub use options::{Alias, Control, RegistryOptions};
@@ -39,7 +41,7 @@ use work::Work;
 
 use crate::{Fatal, api::ApiError, model::Served};
 
-/// Loads of the repository's models at the same time: a slow volume holds up one of them.
+/// Loads of the repository's models at the same time, besides those that get no further.
 const LOADS_AT_ONCE: usize = 2;
 
 /// A handle; cheap to clone.
@@ -49,6 +51,9 @@ pub(crate) struct Registry(Arc<Inner>);
 struct Inner {
     options: RegistryOptions,
     repository: Option<Repository>,
+    looker: Option<Looker>,
+    /// Of a load without progress, from when on it counts as failed.
+    stall: Duration,
     engine: EngineConfig,
     models_dir: PathBuf,
     aliases: Arc<BTreeMap<String, String>>,
@@ -63,6 +68,8 @@ struct Book {
     machine: Machine,
     fixed: Vec<Entry>,
     loaded: BTreeMap<Key, Vec<Arc<Served>>>,
+    /// What nobody can reach any more and still computes.
+    draining: BTreeMap<Key, Vec<Arc<Served>>>,
     /// Versions that the last scan found.
     found: BTreeSet<Key>,
     refused: BTreeMap<String, String>,
@@ -119,8 +126,14 @@ impl Registry {
             served: Vec::new(),
         });
         let aliases = options.aliases.iter().map(|Alias { name, of }| (name.clone(), of.clone()));
+        let repository = repository.transpose()?;
+        let looker = repository.as_ref().map(Looker::new).transpose().map_err(|err| {
+            Fatal::config(format!("no thread can be started to look at the model repository: {err}"))
+        })?;
         let inner = Inner {
-            repository: repository.transpose()?,
+            repository,
+            looker,
+            stall: Duration::from_secs(config.startup_stall_seconds.into()),
             aliases: Arc::new(aliases.collect()),
             snapshot: watch::Sender::new(Arc::default()),
             book: Mutex::new(Book {
@@ -128,6 +141,7 @@ impl Registry {
                 machine: Machine::new(Some(0), LOADS_AT_ONCE),
                 fixed: fixed.collect(),
                 loaded: BTreeMap::new(),
+                draining: BTreeMap::new(),
                 found: BTreeSet::new(),
                 refused: BTreeMap::new(),
                 since: BTreeMap::new(),
@@ -149,6 +163,13 @@ impl Registry {
     /// Each engine that answers, those of the configuration first.
     pub(crate) fn loaded(&self) -> impl Iterator<Item = Arc<Served>> {
         let engines: Vec<_> = self.snapshot().engines().cloned().collect();
+        engines.into_iter()
+    }
+
+    /// Each engine that computes: those that answer, and those that are being unloaded.
+    pub(crate) fn computing(&self) -> impl Iterator<Item = Arc<Served>> {
+        let snapshot = self.snapshot();
+        let engines: Vec<_> = snapshot.engines().chain(&snapshot.draining).cloned().collect();
         engines.into_iter()
     }
 
@@ -284,12 +305,16 @@ impl Inner {
 
 impl Book {
     fn step(&mut self, event: Event) -> Vec<Work> {
+        if let Event::Drained(key) = &event {
+            self.draining.remove(key);
+        }
         let actions = self.machine.step(event, &Requests(&self.loaded));
         let work = actions.into_iter().map(|action| match action {
             Action::Load { key, limit } => Work::Load { key, limit },
             Action::Drain(key) => {
                 let served = self.loaded.remove(&key).unwrap_or_default();
                 served.iter().for_each(|served| served.uses.close());
+                self.draining.insert(key.clone(), served.clone());
                 Work::Drain { key, served }
             }
         });
@@ -328,6 +353,7 @@ impl Book {
         Snapshot {
             fixed: self.fixed.clone(),
             others,
+            draining: self.draining.values().flatten().cloned().collect(),
             refused: self.refused.clone(),
             begun: self.begun,
             aliases: Arc::clone(aliases),

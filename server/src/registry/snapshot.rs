@@ -61,6 +61,8 @@ pub(crate) struct Snapshot {
     pub(super) fixed: Vec<Entry>,
     /// Those of the repository.
     pub(super) others: BTreeMap<Key, Entry>,
+    /// Engines of the repository that are being unloaded.
+    pub(super) draining: Vec<Arc<Served>>,
     /// Folders of the repository that are no good, and why.
     pub(super) refused: BTreeMap<String, String>,
     pub(super) aliases: Arc<BTreeMap<String, String>>,
@@ -170,6 +172,7 @@ mod tests {
         let snapshot = Snapshot {
             fixed: vec![entry("org/f:v1", 1, Ready, true), entry("f:7", 1, Ready, true)],
             others: others.into_iter().map(|entry| (entry.key.clone(), entry)).collect(),
+            draining: Vec::new(),
             refused: BTreeMap::new(),
             aliases: Arc::new(aliases.map(|(alias, of)| (alias.to_owned(), of.to_owned())).into()),
             begun: true,

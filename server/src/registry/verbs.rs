@@ -13,7 +13,6 @@ use tracing::{info, warn};
 
 use super::{
     Control, Lease, Missing, Registry,
-    choice::name_in,
     machine::{Event, Key, State},
     repository::{Folder, Refusal, Repository},
     snapshot::{Snapshot, versioned},
@@ -37,8 +36,13 @@ pub(crate) struct Indexed {
 
 impl Registry {
     /// Every model of the configuration and of the repository, as the folder is now. `stage` is that of the process.
-    pub(crate) async fn index(&self, stage: Stage) -> Vec<Indexed> {
-        self.scanned().await;
+    ///
+    /// # Errors
+    /// Too many ask at the same time.
+    pub(crate) async fn index(&self, stage: Stage) -> Result<Vec<Indexed>, ApiError> {
+        if let Some(looker) = &self.0.looker {
+            looker.all(self.clone()).await?;
+        }
         let snapshot = self.snapshot();
         let going = stage >= Stage::Draining;
         let of = |entry: &super::Entry| {
@@ -58,7 +62,7 @@ impl Registry {
             state: "UNAVAILABLE",
             reason: why.clone(),
         });
-        snapshot.entries().map(of).chain(refused).collect()
+        Ok(snapshot.entries().map(of).chain(refused).collect())
     }
 
     /// Loads the versions that the model's policy chooses and unloads others; returns when they are ready.
@@ -125,32 +129,23 @@ impl Registry {
         Ok(())
     }
 
-    /// Where requests may load models: makes the one that `body` names ready, or says why it is not. What it returns is to
-    /// be kept until the request has its own lease.
-    pub(crate) async fn on_demand(
-        &self,
-        body: &bytes::Bytes,
-        patience: Duration,
-    ) -> Result<Option<Lease>, ApiError> {
-        if self.0.options.control != Control::OnDemand || self.0.repository.is_none() {
-            return Ok(None);
-        }
-        let body = body.clone();
-        let name = tokio::task::spawn_blocking(move || name_in(&body)).await;
-        match name.map_err(|_| ApiError::ShuttingDown)? {
-            Some(name) => self.demanded(&name, None, patience).await,
-            None => Ok(None),
-        }
+    /// Whether requests may load models.
+    pub(crate) fn loads_on_demand(&self) -> bool {
+        self.0.options.control == Control::OnDemand && self.0.repository.is_some()
     }
 
-    /// The same for a route that knows the name. `None` = there is no such model to be loaded.
+    /// Where requests may load models: makes this one ready, or says why it is not. What it returns is to be kept until
+    /// the request has its own lease. `None` = there is no such model to be loaded.
+    ///
+    /// # Errors
+    /// [`ApiError::Loading`] = `patience` came first, or the server's own, and the load goes on.
     pub(crate) async fn demanded(
         &self,
         asked: &str,
         version: Option<u64>,
         patience: Duration,
     ) -> Result<Option<Lease>, ApiError> {
-        if self.0.options.control != Control::OnDemand || self.0.repository.is_none() {
+        if !self.loads_on_demand() {
             return Ok(None);
         }
         let deadline = Instant::now() + patience.min(self.0.options.wait);
@@ -218,12 +213,12 @@ impl Registry {
         }
     }
 
-    /// Looks at a model's folder, off the runtime's threads.
+    /// Looks at a model's folder.
     async fn folder(&self, name: &str) -> Result<Result<Folder, Refusal>, ApiError> {
-        let Some(repository) = self.0.repository.clone() else { return Ok(Err(Refusal::NotFound)) };
-        let name = name.to_owned();
-        let look = move || repository.model(&name);
-        tokio::task::spawn_blocking(look).await.map_err(|_| ApiError::ShuttingDown)
+        match &self.0.looker {
+            Some(looker) => looker.model(name).await,
+            None => Ok(Err(Refusal::NotFound)),
+        }
     }
 
     /// Waits until nothing is under way for these.
@@ -258,15 +253,7 @@ impl Registry {
         }
     }
 
-    /// As the folder is now.
-    async fn scanned(&self) {
-        let Some(repository) = self.0.repository.clone() else { return };
-        let registry = self.clone();
-        // It ends early only with the process.
-        let _ = tokio::task::spawn_blocking(move || registry.scan(&repository)).await;
-    }
-
-    fn scan(&self, repository: &Repository) {
+    pub(super) fn scan(&self, repository: &Repository) {
         let (names, all) = match repository.names() {
             Ok(found) => found,
             Err(err) => return warn!(%err, "cannot list the model repository"),

@@ -2,7 +2,10 @@
 
 use std::{
     io,
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -41,7 +44,11 @@ impl Work {
                 let name = key.clone();
                 let work = move || {
                     let began = Instant::now();
-                    match load(&shared, &key, limit) {
+                    let progress = Arc::new(Progress::new(Phase::Load));
+                    let watch = Watch::begin(&shared, &key, &progress);
+                    let loaded = load(&shared, &key, limit, &progress);
+                    drop(watch);
+                    match loaded {
                         Ok(served) => {
                             shared.metrics.load_seconds.observe(began.elapsed().as_secs_f64());
                             shared.arrived(key, served);
@@ -66,8 +73,47 @@ impl Work {
     }
 }
 
+/// Tells the machine of a load that gets no further, until it is dropped.
+struct Watch {
+    _ended: mpsc::Sender<()>,
+}
+
+impl Watch {
+    fn begin(inner: &Arc<Inner>, key: &Key, progress: &Arc<Progress>) -> Self {
+        let (ended, end) = mpsc::channel::<()>();
+        let (inner, key, progress) = (Arc::downgrade(inner), key.clone(), Arc::clone(progress));
+        let work = move || {
+            let (mut is_quiet, mut is_stalled) = (false, false);
+            while end.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+                let Some(inner) = inner.upgrade() else { return };
+                let still = progress.still_for();
+                if still >= QUIET && !is_quiet {
+                    is_quiet = true;
+                    warn!(model = %key, seconds = still.as_secs(), "a load gets no further: others go before it");
+                    inner.apply(Event::Quiet(key.clone()));
+                }
+                if still >= inner.stall && !is_stalled {
+                    is_stalled = true;
+                    let reason = format!("no progress for {} s: does its volume answer?", still.as_secs());
+                    inner.apply(Event::Stalled { key: key.clone(), reason });
+                }
+            }
+        };
+        // Without a thread for it nobody watches; the load itself has one.
+        if let Err(err) = thread::Builder::new().name("registry-watch".to_owned()).spawn(work) {
+            warn!(%err, "no thread can be started to watch a load");
+        }
+        Self { _ended: ended }
+    }
+}
+
+/// Between two looks at a load.
+const LOOK: Duration = Duration::from_millis(500);
+/// Of a load without progress, from when on others do not wait for it.
+const QUIET: Duration = Duration::from_secs(10);
+
 /// All instances of a model, or what became of the attempt.
-fn load(inner: &Inner, key: &Key, limit: Option<u64>) -> Result<Vec<Served>, Event> {
+fn load(inner: &Inner, key: &Key, limit: Option<u64>, progress: &Progress) -> Result<Vec<Served>, Event> {
     let failed = |reason: String| {
         warn!(model = %key, reason, "cannot load the model");
         Event::Failed { key: key.clone(), reason }
@@ -92,8 +138,7 @@ fn load(inner: &Inner, key: &Key, limit: Option<u64>) -> Result<Vec<Served>, Eve
     };
     let mut instances = Vec::new();
     for at in 1..=n {
-        let progress = Progress::new(Phase::Load);
-        let loaded = model::load(&config, &inner.models_dir, &engine, &progress);
+        let loaded = model::load(&config, &inner.models_dir, &engine, progress);
         let (mut served, _) = loaded.map_err(|failure| match failure.needs_bytes {
             Some(bytes) if limit.is_some() => {
                 Event::Needs { key: key.clone(), bytes: bytes.saturating_mul(n as u64) }

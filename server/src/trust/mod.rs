@@ -14,7 +14,10 @@ pub(crate) mod test_tokens;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -32,6 +35,7 @@ use keys::Keys;
 
 /// Of one process.
 pub(crate) struct Trust {
+    had_keys: AtomicBool,
     /// `None` = no token can be checked.
     keys: watch::Sender<Option<Arc<Keys>>>,
     /// Turns tenants into salts that nobody outside of this process can guess.
@@ -44,12 +48,19 @@ impl Trust {
     pub(crate) fn new(metrics: &TrustMetrics) -> Self {
         Self {
             keys: watch::Sender::new(None),
+            had_keys: AtomicBool::new(false),
             secret: hmac::Key::new(hmac::HMAC_SHA256, &rand::random::<[u8; 32]>()),
             metrics: metrics.clone(),
         }
     }
 
+    /// Whether there is a gateway, or was one since the start: a file that is gone for a moment opens nothing.
+    pub(crate) fn knows_a_gateway(&self) -> bool {
+        self.had_keys.load(Relaxed)
+    }
+
     fn replace(&self, keys: Option<Keys>) {
+        self.had_keys.fetch_or(keys.is_some(), Relaxed);
         self.metrics.keys.set(keys.as_ref().map_or(0, |keys| keys.len() as i64));
         self.keys.send_replace(keys.map(Arc::new));
     }

@@ -22,6 +22,16 @@ use super::{
 };
 use crate::{api::ApiError, app::App, model::Served};
 
+/// The time that a message gives itself, read before it is understood.
+pub(super) fn own_timeout(message: &ModelInferRequest) -> Option<Duration> {
+    let micros = match message.parameters.get("timeout")?.parameter_choice.as_ref()? {
+        ParameterChoice::Int64Param(micros) => u64::try_from(*micros).ok()?,
+        ParameterChoice::Uint64Param(micros) => *micros,
+        _ => return None,
+    };
+    (micros > 0).then(|| Duration::from_micros(micros))
+}
+
 /// What a message asks for.
 pub(super) fn request(message: ModelInferRequest) -> Result<(InferRequest, Terms), ApiError> {
     let mut parameters = parameters(message.parameters)?;

@@ -123,6 +123,7 @@ fn http_status(code: Code) -> StatusCode {
         Code::InvalidArgument => StatusCode::BAD_REQUEST,
         Code::NotFound => StatusCode::NOT_FOUND,
         Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Code::PermissionDenied => StatusCode::FORBIDDEN,
         Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
         Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
         Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -136,6 +137,7 @@ fn status(err: &ApiError) -> Status {
     let code = match err.status().as_u16() {
         400 | 405 | 413 | 415 => Code::InvalidArgument,
         401 => Code::Unauthenticated,
+        403 => Code::PermissionDenied,
         404 => Code::NotFound,
         429 => Code::ResourceExhausted,
         408 | 504 => Code::DeadlineExceeded,
@@ -186,8 +188,9 @@ async fn asked(
     delivery: Delivery,
 ) -> Result<Asked, ApiError> {
     let (room, chosen, timeout) = (known.room.take(), known.chosen.clone(), known.terms.timeout);
-    let held = demanded(app, &message.model_name, version(&message.model_version)).await?;
-    off_thread(app, move |app| {
+    let clock = known.since.clock(app).within(timeout).within(convert::own_timeout(&message));
+    let held = demanded(app, &message.model_name, version(&message.model_version), clock).await?;
+    let work = off_thread(app, move |app| {
         let _room = (room, held);
         let served = found(models(app)?, &message.model_name, version(&message.model_version))?;
         chosen.set(&served);
@@ -201,8 +204,8 @@ async fn asked(
             id,
             terms: Terms { timeout: shorter, ..terms },
         })
-    })
-    .await
+    });
+    clock.bound(work).await
 }
 
 #[tonic::async_trait]
@@ -298,8 +301,8 @@ impl GrpcInferenceService for Service {
         &self,
         request: tonic::Request<RepositoryIndexRequest>,
     ) -> Result<tonic::Response<RepositoryIndexResponse>, Status> {
-        let models = repository::index(&self.app, request.into_inner().ready).await.into_iter();
-        let models = models.map(|model| ModelIndex {
+        let models = repository::index(&self.app, request.into_inner().ready).await;
+        let models = models.map_err(|err| status(&err))?.into_iter().map(|model| ModelIndex {
             name: model.name,
             version: model.version,
             state: model.state.to_owned(),
@@ -312,11 +315,12 @@ impl GrpcInferenceService for Service {
         &self,
         request: tonic::Request<RepositoryModelLoadRequest>,
     ) -> Result<tonic::Response<RepositoryModelLoadResponse>, Status> {
+        let caller = known(&request)?.since.caller;
         let RepositoryModelLoadRequest { model_name, parameters, .. } = request.into_inner();
         let parameters: Vec<String> = parameters.into_keys().collect();
         let load = async {
             repository::check_load(&parameters)?;
-            repository::load(&self.app, &model_name).await
+            repository::load(&self.app, &caller, &model_name).await
         };
         load.await.map_err(|err| status(&err))?;
         Ok(tonic::Response::new(RepositoryModelLoadResponse {}))
@@ -326,8 +330,9 @@ impl GrpcInferenceService for Service {
         &self,
         request: tonic::Request<RepositoryModelUnloadRequest>,
     ) -> Result<tonic::Response<RepositoryModelUnloadResponse>, Status> {
+        let caller = known(&request)?.since.caller;
         let name = request.into_inner().model_name;
-        self.app.models.unload(&name).map_err(|err| status(&err))?;
+        repository::unload(&self.app, &caller, &name).map_err(|err| status(&err))?;
         Ok(tonic::Response::new(RepositoryModelUnloadResponse {}))
     }
 }

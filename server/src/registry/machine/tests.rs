@@ -283,3 +283,42 @@ fn whatever_happens_the_budget_holds_and_everything_that_was_begun_ends() {
         assert!(world.machine.queue.is_empty());
     }
 }
+
+#[test]
+fn a_load_that_gets_no_further_holds_up_nobody() {
+    let [a, b, c] = ["a", "b", "c"].map(key);
+    let uses = Uses::default();
+    let mut machine = Machine::new(Some(100), 1);
+    assert_eq!(machine.step(Event::Load(a.clone()), &uses), [load(&a, 50)]);
+    assert_eq!(machine.step(Event::Load(b.clone()), &uses), [], "one at a time");
+    assert_eq!(machine.step(Event::Quiet(a.clone()), &uses), [load(&b, 25)]);
+    assert_eq!(machine.used_bytes(), 75, "what it may take still counts");
+    // What it holds is not waited for either.
+    assert_eq!(machine.step(Event::Needs { key: b.clone(), bytes: 60 }, &uses), []);
+    assert_eq!(machine.state(&b), State::Failed);
+
+    let stalled = Event::Stalled { key: a.clone(), reason: "silence".to_owned() };
+    assert_eq!(machine.step(stalled, &uses), []);
+    assert_eq!(machine.state(&a), State::Failed);
+    assert_eq!(machine.step(Event::Load(a.clone()), &uses), [], "there is a thread at it");
+    // It comes round.
+    let _ = machine.step(Event::Loaded { key: a.clone(), bytes: 40 }, &uses);
+    assert_eq!((machine.state(&a), machine.used_bytes()), (State::Ready, 40));
+
+    // Unwanted meanwhile: it goes as soon as it can.
+    let _ = machine.step(Event::Load(c.clone()), &uses);
+    let _ = machine.step(Event::Stalled { key: c.clone(), reason: String::new() }, &uses);
+    assert_eq!(machine.step(Event::Unload(c.clone()), &uses), []);
+    let loaded = Event::Loaded { key: c.clone(), bytes: 10 };
+    assert_eq!(machine.step(loaded, &uses), [Action::Drain(c.clone())]);
+
+    // Threads are not without end.
+    let mut machine = Machine::new(None, 2);
+    let begun = (0..100).filter(|at| {
+        let key = key(&at.to_string());
+        let begun = !machine.step(Event::Load(key.clone()), &uses).is_empty();
+        let _ = machine.step(Event::Quiet(key), &uses);
+        begun
+    });
+    assert_eq!(begun.count(), 2 + QUIET_AT_MOST);
+}

@@ -152,3 +152,18 @@ async fn refusals_have_the_shape_of_their_route_and_name_the_header() {
         assert!(text.lines().any(|have| have == line), "no {line} in\n{text}");
     }
 }
+
+#[tokio::test]
+async fn only_the_gateway_loads_and_unloads_where_there_is_one() {
+    let server = Trusting::new().await;
+    for verb in ["load", "unload"] {
+        let path = format!("/v2/repository/models/m/{verb}");
+        let refused = server.post(&path, &[], &json!({})).await;
+        assert_eq!(refused.status(), 403, "{verb}");
+        let refused = json_of(refused).await;
+        assert!(refused["error"].as_str().unwrap().contains(AUTHORIZATION), "{refused}");
+        let asked = server.post(&path, &[(AUTHORIZATION, &server.bearer())], &json!({})).await;
+        // There is no repository here.
+        assert_eq!(asked.status(), 404, "{verb}");
+    }
+}
