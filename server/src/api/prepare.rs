@@ -177,7 +177,7 @@ pub(crate) async fn demanded(
     clock: Clock,
 ) -> Result<Option<Lease>, ApiError> {
     let models = models(app)?;
-    clock.bound(models.demanded(name, version, clock.limit)).await
+    clock.bound(models.demanded(name, version)).await
 }
 
 /// Runs `work`, such as tokenising, on a blocking thread. Of what would wait for one, a bounded number may.

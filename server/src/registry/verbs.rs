@@ -138,17 +138,16 @@ impl Registry {
     /// the request has its own lease. `None` = there is no such model to be loaded.
     ///
     /// # Errors
-    /// [`ApiError::Loading`] = `patience` came first, or the server's own, and the load goes on.
+    /// [`ApiError::Loading`] = the server's patience came first, and the load goes on.
     pub(crate) async fn demanded(
         &self,
         asked: &str,
         version: Option<u64>,
-        patience: Duration,
     ) -> Result<Option<Lease>, ApiError> {
         if !self.loads_on_demand() {
             return Ok(None);
         }
-        let deadline = Instant::now() + patience.min(self.0.options.wait);
+        let deadline = Instant::now() + self.0.options.wait;
         // It may be unloaded again before it is looked at, to make room for another.
         loop {
             match self.get(asked, version) {

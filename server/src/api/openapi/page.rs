@@ -125,6 +125,7 @@ fn errors() -> Vec<ApiError> {
         ApiError::WrongTask { model: model(), task: "Embed", does: "Generate".to_owned() },
         ApiError::ContextLength { prompt_tokens: 4000, max_tokens: 200, context_length: 4096 },
         ApiError::GatewayToken(Refusal::Expired),
+        ApiError::GatewayOnly { what: "load and unload models" },
         ApiError::NoRoute { path: "/v1/chats".to_owned() },
         ApiError::NoSuchModel { asked: "other".to_owned(), served: model() },
         ApiError::Method { allowed: "POST" },
@@ -161,6 +162,7 @@ fn errors() -> Vec<ApiError> {
             | ApiError::SlowReader
             | ApiError::GatewayToken(_)
             | ApiError::GatewayHeader { .. }
+            | ApiError::GatewayOnly { .. }
             | ApiError::Engine(_) => {}
         }
     }
