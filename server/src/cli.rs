@@ -10,7 +10,7 @@ use std::{
 
 use candela_engine::KvType;
 use candela_wire::{
-    config::{MODELS_DIR, SERVER_CONFIG_PATH},
+    config::{MODELS_DIR, Quantization, SERVER_CONFIG_PATH},
     termination::{ExitReason, TERMINATION_LOG_PATH},
     trust::TRUST_PATH,
 };
@@ -67,6 +67,12 @@ struct ServeArgs {
     /// What clients call the model of `--model`; the file's name without its ending if absent.
     #[arg(long, requires = "model", value_name = "NAME")]
     served_name: Option<String>,
+    /// Prompt and answer of a request to the model of `--model`, in tokens; what it was made for if absent.
+    #[arg(long, requires = "model", value_name = "TOKENS")]
+    context_length: Option<u32>,
+    /// What weights of 16 and 32 bits of `--model` become when they are loaded.
+    #[arg(long, requires = "model", value_enum, value_name = "TYPE")]
+    quantization: Option<WeightType>,
     #[command(flatten)]
     registry: RegistryArgs,
     /// `cpu` leaves accelerators unused.
@@ -124,6 +130,21 @@ enum KvCacheType {
     F32,
     F16,
     Int8,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum WeightType {
+    Q8,
+    Q4,
+}
+
+impl From<WeightType> for Quantization {
+    fn from(wanted: WeightType) -> Self {
+        match wanted {
+            WeightType::Q8 => Self::Q8,
+            WeightType::Q4 => Self::Q4,
+        }
+    }
 }
 
 /// Models beside those of the configuration.
@@ -234,7 +255,14 @@ fn run_serve(args: ServeArgs, began: Instant) -> Result<(), Fatal> {
     };
     let options = Options {
         config: match &args.model {
-            Some(model) => serve::local_config(model, args.served_name)?,
+            Some(model) => {
+                let mut config = serve::local_config(model, args.served_name)?;
+                for model in &mut config.models {
+                    model.context_length = args.context_length;
+                    model.quantization = args.quantization.map(Into::into);
+                }
+                config
+            }
             None if args.registry.model_repository.is_some() && is_absent_default(&args.shared.config) => {
                 serve::empty_config()
             }
@@ -309,6 +337,9 @@ fn set_environment(threads: usize, unloads: bool) -> Result<(), Fatal> {
     Err(Fatal::config(format!("cannot start again with {threads} threads: {err}")))
 }
 
+/// What a shell makes of SIGINT.
+const INTERRUPTED: i32 = 130;
+
 /// Requests need little: tokenising has threads of its own, and so has the engine.
 fn runtime(threads: usize) -> Result<Runtime, Fatal> {
     Builder::new_multi_thread()
@@ -328,6 +359,12 @@ fn stop_signal() -> Result<impl Future<Output = ()>, Fatal> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+        // Who asks twice at a terminal waits for no drain.
+        tokio::spawn(async move {
+            if interrupt.recv().await.is_some() {
+                std::process::exit(INTERRUPTED);
+            }
+        });
     })
 }
 

@@ -11,12 +11,22 @@ pub(crate) struct Resources {
     pub(crate) memory_bytes: Option<u64>,
 }
 
+/// Of `/proc/meminfo`.
+fn total_bytes(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
 /// Above this a version 1 limit means "none" (it is `LONG_MAX` rounded to pages).
 const NO_LIMIT_BYTES: u64 = 1 << 60;
 
 impl Resources {
+    /// A process without a limit has what the machine has.
     pub(crate) fn of_this_process() -> Self {
-        Self::read(Path::new("/sys/fs/cgroup"), Path::new("/proc/self/cgroup"))
+        let mut found = Self::read(Path::new("/sys/fs/cgroup"), Path::new("/proc/self/cgroup"));
+        let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total_bytes(&text));
+        found.memory_bytes = tighter(found.memory_bytes, machine, u64::min);
+        found
     }
 
     /// `root` as mounted at `/sys/fs/cgroup`, `membership` as in `/proc/self/cgroup`.
@@ -165,5 +175,12 @@ mod tests {
         assert_eq!(threads(Some(0.25)), 1);
         assert_eq!(threads(Some(1.9)), 1);
         assert_eq!(threads(None), std::thread::available_parallelism().unwrap().get());
+    }
+
+    #[test]
+    fn the_machines_memory_is_read() {
+        assert_eq!(total_bytes("MemTotal:       24643340 kB\nMemFree: 1 kB\n"), Some(24_643_340 << 10));
+        assert_eq!(total_bytes("MemFree: 1 kB\n"), None);
+        assert!(Resources::of_this_process().memory_bytes.is_some());
     }
 }

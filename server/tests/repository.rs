@@ -124,6 +124,9 @@ async fn models_are_loaded_and_unloaded_by_name() {
 async fn many_clients_wait_for_one_load() {
     let root = repository(&["a"]);
     let server = serving(&root, Control::OnDemand, |_| {}).await;
+    assert_eq!(listed(&server).await, [NAME, "a"], "a request loads it");
+    let (status, err) = chat(&server, "other").await;
+    assert!(status == 404 && err["error"]["message"].as_str().unwrap().contains("`a`"), "{err}");
     // No more than the engine has places and a queue for.
     let all = futures::future::join_all((0..60).map(|_| async {
         let answer = server.chat(json!({"model": "a", "max_tokens": 1})).await;

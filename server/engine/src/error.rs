@@ -83,7 +83,7 @@ pub enum TextError {
     #[error("text of {bytes} bytes exceeds the {limit_bytes} that a context of this model can hold")]
     TooLong { bytes: usize, limit_bytes: usize },
     #[error(
-        "a text of {tokens} tokens, where the model takes {max_tokens}; shorten it, or ask for truncation"
+        "a text of {tokens} tokens, where the model takes {max_tokens}; shorten it, or ask for it to be cut (`truncate`)"
     )]
     TooManyTokens { tokens: usize, max_tokens: usize },
     #[error("the tokenizer failed: {0}")]

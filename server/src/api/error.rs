@@ -245,6 +245,15 @@ impl fmt::Display for ApiError {
                 write!(out, "there is nothing at `{path}`: see /openapi.json for what there is")
             }
             Self::Method { allowed } => write!(out, "use {allowed} here"),
+            Self::NoSuchModel { served, .. } if served.is_empty() => {
+                write!(out, "this server has no model that answers now")
+            }
+            Self::NoSuchModel { asked, served } if asked.is_empty() => {
+                write!(
+                    out,
+                    "no model is loaded that a request without `model` could mean: name one of `{served}`"
+                )
+            }
             Self::NoSuchModel { asked, served } => {
                 write!(out, "the model `{asked}` does not exist here; this server serves `{served}`")
             }

@@ -3,7 +3,11 @@
 mod files;
 mod sampling;
 
-use std::{path::Path, sync::Arc, time::SystemTime};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use candela_engine::{
     EmbeddedFile, EncoderEngine, Engine, EngineConfig, LoadError, LoadPhase, LoadProgress, ModelFacts,
@@ -116,7 +120,7 @@ impl Served {
 
     /// As the model `id`.
     pub(crate) fn listed(&self, id: String) -> Model {
-        Model { id, object: "model".to_owned(), created: self.created, owned_by: "candela".to_owned() }
+        Model { created: self.created, ..listed(id, UNIX_EPOCH) }
     }
 
     /// For `system_fingerprint`: changes exactly when the weights do.
@@ -125,6 +129,12 @@ impl Served {
         let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
         format!("fp_{}", hex.get(..12).unwrap_or(hex))
     }
+}
+
+/// A model that nobody has loaded, known `since` then.
+pub(crate) fn listed(id: String, since: SystemTime) -> Model {
+    let created = since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    Model { id, object: "model".to_owned(), created, owned_by: "candela".to_owned() }
 }
 
 /// Why a model was not loaded.
@@ -298,7 +308,23 @@ fn refusal(err: &LoadError) -> Fatal {
         LoadError::Io { .. } => ExitReason::WeightsFetchFailed,
         LoadError::Thread(_) => ExitReason::EngineCrashed,
     };
-    Fatal::new(reason, format!("cannot load the model: {}", Chain(err)))
+    let what = match err {
+        LoadError::OutOfMemory { needed_bytes, limit_bytes, weights_bytes, kv_bytes, .. } => {
+            let missing = needed_bytes.saturating_sub(*limit_bytes);
+            // A tenth of the container's memory is nobody's.
+            let missing_mib = missing.div_ceil(9).saturating_mul(10).div_ceil(1 << 20);
+            let (kv, lower) = match kv_bytes {
+                0 => (String::new(), ""),
+                bytes => (format!(", {bytes} of KV cache"), ", lower `contextLength`"),
+            };
+            format!(
+                "it needs about {needed_bytes} bytes ({weights_bytes} of weights{kv}), and {limit_bytes} are left for \
+                 it: raise `resources.limits.memory` by at least {missing_mib}Mi{lower} or choose a quantised model"
+            )
+        }
+        other => Chain(other).to_string(),
+    };
+    Fatal::new(reason, format!("cannot load the model: {what}"))
 }
 
 #[cfg(test)]

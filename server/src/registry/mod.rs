@@ -219,7 +219,7 @@ impl Registry {
                     State::Failed => "it could not be loaded".to_owned(),
                     _ => "it is not loaded".to_owned(),
                 };
-                if !reason.is_empty() {
+                if !reason.is_empty() && state != State::Unavailable {
                     why = format!("{why}: {reason}");
                 }
                 ApiError::Unavailable { model: key.to_string(), why }
@@ -297,7 +297,7 @@ impl Inner {
     }
 
     fn publish(&self, book: &mut Book) {
-        let snapshot = book.snapshot(&self.aliases);
+        let snapshot = book.snapshot(&self.aliases, self.options.control == Control::OnDemand);
         self.metrics.see(&snapshot, book.counts(), book.machine.used_bytes());
         self.snapshot.send_replace(Arc::new(snapshot));
     }
@@ -325,7 +325,7 @@ impl Book {
         self.machine.counts
     }
 
-    fn snapshot(&mut self, aliases: &Arc<BTreeMap<String, String>>) -> Snapshot {
+    fn snapshot(&mut self, aliases: &Arc<BTreeMap<String, String>>, on_demand: bool) -> Snapshot {
         let mut others = BTreeMap::new();
         let known = self
             .machine
@@ -356,6 +356,7 @@ impl Book {
             draining: self.draining.values().flatten().cloned().collect(),
             refused: self.refused.clone(),
             begun: self.begun,
+            on_demand,
             aliases: Arc::clone(aliases),
         }
     }

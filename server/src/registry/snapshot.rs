@@ -15,7 +15,7 @@ use super::{
     lease::Lease,
     machine::{Key, State},
 };
-use crate::model::Served;
+use crate::model::{self, Served};
 
 static TURN: AtomicUsize = AtomicUsize::new(0);
 
@@ -68,6 +68,8 @@ pub(crate) struct Snapshot {
     pub(super) aliases: Arc<BTreeMap<String, String>>,
     /// All of the configuration are loaded, and others may be.
     pub(super) begun: bool,
+    /// Those that are not loaded answer all the same, since a request loads them.
+    pub(super) on_demand: bool,
 }
 
 impl Snapshot {
@@ -109,22 +111,30 @@ impl Snapshot {
         self.entries().flat_map(|entry| &entry.served)
     }
 
+    /// Whether requests for it are answered, perhaps after it was loaded.
+    fn answers(&self, entry: &Entry) -> bool {
+        !entry.served.is_empty() || (self.on_demand && !entry.fixed && entry.state != State::Failed)
+    }
+
     /// What `/v1/models` lists: names, and `NAME:VERSION` where there are several versions.
     pub(super) fn listed(&self) -> Vec<Model> {
         let mut listed = Vec::new();
         let mut seen = HashSet::new();
-        for entry in self.entries() {
-            let Some(served) = entry.served.first() else { continue };
+        for entry in self.entries().filter(|entry| self.answers(entry)) {
+            let of = |id: String| match entry.served.first() {
+                Some(served) => served.listed(id),
+                None => model::listed(id, entry.since),
+            };
             let name = &*entry.key.name;
             if entry.fixed {
-                listed.push(served.listed(name.to_owned()));
+                listed.push(of(name.to_owned()));
                 continue;
             }
             if seen.insert(name) {
-                listed.push(served.listed(name.to_owned()));
+                listed.push(of(name.to_owned()));
             }
-            if self.versions(name).filter(|entry| !entry.served.is_empty()).count() > 1 {
-                listed.push(served.listed(entry.key.to_string()));
+            if self.versions(name).filter(|entry| self.answers(entry)).count() > 1 {
+                listed.push(of(entry.key.to_string()));
             }
         }
         listed
@@ -134,7 +144,7 @@ impl Snapshot {
     pub(super) fn names(&self) -> String {
         const MOST: usize = 50;
         let mut names: Vec<&str> =
-            self.entries().filter(|entry| !entry.served.is_empty()).map(|entry| &*entry.key.name).collect();
+            self.entries().filter(|entry| self.answers(entry)).map(|entry| &*entry.key.name).collect();
         names.dedup();
         let more = names.len().saturating_sub(MOST);
         names.truncate(MOST);
@@ -176,6 +186,7 @@ mod tests {
             refused: BTreeMap::new(),
             aliases: Arc::new(aliases.map(|(alias, of)| (alias.to_owned(), of.to_owned())).into()),
             begun: true,
+            on_demand: false,
         };
         let found = |asked: &str, version| snapshot.find(asked, version).map(|entry| entry.key.to_string());
         for (asked, version, wanted) in [

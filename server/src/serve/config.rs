@@ -9,7 +9,10 @@ use crate::Fatal;
 /// Reads and checks `server.json`.
 pub fn read_config(path: &Path) -> Result<ServerConfig, Fatal> {
     let name = path.display();
-    let text = std::fs::read(path).map_err(|err| Fatal::config(format!("cannot read `{name}`: {err}")))?;
+    let text = std::fs::read(path).map_err(|err| {
+        let what = "without it, `--model PATH` serves a model of this machine and `--model-repository` a folder of them";
+        Fatal::config(format!("cannot read the configuration `{name}`: {err}; {what}"))
+    })?;
     let config: ServerConfig =
         serde_json::from_slice(&text).map_err(|err| Fatal::config(format!("cannot use `{name}`: {err}")))?;
     if config.version != 1 {
@@ -26,6 +29,11 @@ pub fn read_config(path: &Path) -> Result<ServerConfig, Fatal> {
 /// The configuration of a server that was told of no more than a file or folder of this machine.
 pub fn local_config(model: &Path, served_name: Option<String>) -> Result<ServerConfig, Fatal> {
     let refuse = |what: String| Fatal::config(format!("`--model {}`: {what}", model.display()));
+    if model.to_str().is_some_and(|text| text.contains("://")) {
+        let what = "it takes a file or folder of this machine; a `uri` belongs into the configuration, whose models \
+                    `candela-server fetch` brings";
+        return Err(refuse(what.to_owned()));
+    }
     let path = model.canonicalize().map_err(|err| refuse(err.to_string()))?;
     let text = path.to_str().ok_or_else(|| refuse("the path must be UTF-8".to_owned()))?;
     let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };

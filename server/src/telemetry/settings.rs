@@ -52,7 +52,8 @@ impl Settings {
         let endpoint = match (env("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"), base) {
             (Some(whole), _) => url("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &whole)?,
             (None, Some(base)) => {
-                let base = url("OTEL_EXPORTER_OTLP_ENDPOINT", &base)?;
+                let name = endpoint.map_or("OTEL_EXPORTER_OTLP_ENDPOINT", |_| "--otlp-endpoint");
+                let base = url(name, &base)?;
                 let path = format!("{}/v1/traces", base.path().trim_end_matches('/'));
                 let mut whole = base;
                 whole.set_path(&path);

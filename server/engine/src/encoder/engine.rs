@@ -104,7 +104,7 @@ pub enum EncoderSubmitError {
     QueueFull { queued_tokens: usize, retry_after: Duration },
     /// 400.
     #[error(
-        "input {input} has {tokens} tokens, the model takes {max_tokens}; shorten it, or ask for truncation"
+        "input {input} has {tokens} tokens, the model takes {max_tokens}; shorten it, or ask for it to be cut (`truncate`)"
     )]
     TooLong { input: usize, tokens: usize, max_tokens: usize },
     /// 400.
