@@ -86,8 +86,8 @@ async fn four_times_the_load_costs_no_answers_and_refusals_are_quick() {
     let _alone = alone().await;
     let (slots, queue) = (SLOTS.to_string(), QUEUE.to_string());
     let flags = ["--max-sequences", slots.as_str(), "--max-queue", queue.as_str()];
-    // Some dozens of requests a second, as many tokens as a small model makes: what refusals cost is then what counts.
-    let model = TinyModel { layers: 4, hidden: 256, context_length: 1024, ..TinyModel::default() };
+    // Some dozens of requests a second: the client shares the cores, and what it takes for thousands would be missed here.
+    let model = TinyModel { layers: 16, hidden: 512, context_length: 1024, ..TinyModel::default() };
     let program = Arc::new(Program::serving(&model, &flags).await);
     let (beside, under) = slice_or_proof((2, 6), (30, 300));
     let before = peak(&program, Duration::from_secs(beside)).await;
@@ -145,7 +145,7 @@ async fn four_times_the_load_costs_no_answers_and_refusals_are_quick() {
     println!(
         "peak {before:.1} answers/s before and {after:.1} after; offered {offered:.1}/s for {under} s: \
          {rate:.1} answers/s ({:.0} % of the peak), {answered} answered, {refused} refused of {sent}",
-        100.0 * rate / before.max(after)
+        100.0 * rate / f64::midpoint(before, after)
     );
     println!(
         "refusals: {:.2} % within {QUICK} s on the server's side, {:.2} ms on average; resident {} MiB early, {} MiB late",
@@ -156,8 +156,8 @@ async fn four_times_the_load_costs_no_answers_and_refusals_are_quick() {
     );
     assert_eq!(answered + refused, sent, "each request has an answer");
     assert!(offered >= 0.85 * TIMES * before, "the client could not offer {TIMES} times {before:.1}/s");
-    // Of the better peak in the proof; in a few seconds the machine's own ups and downs are part of it.
-    let least = slice_or_proof(0.7 * f64::midpoint(before, after), 0.9 * before.max(after));
+    // In a few seconds the machine's own ups and downs are part of it.
+    let least = slice_or_proof(0.7, 0.9) * f64::midpoint(before, after);
     assert!(rate >= least, "{rate:.1} answers/s under overload, at least {least:.1} are wanted");
     assert_eq!(all, refused as f64, "each refusal is counted");
     assert!(share >= SHARE, "only {share:.4} of the refusals left within {QUICK} s");
