@@ -102,7 +102,7 @@ fmt:
 
 .PHONY: clippy
 clippy:
-	@$(CARGO) clippy $(RUST) --all-targets -- --deny warnings
+	@$(CARGO) clippy $(RUST) --features candela-server/onnx --all-targets -- --deny warnings
 
 .PHONY: rust-build
 rust-build: # Test programs, and the programs that tests start.
@@ -111,6 +111,8 @@ rust-build: # Test programs, and the programs that tests start.
 .PHONY: rust-test
 rust-test:
 	@mkdir -p $(LOGS); $(CARGO) test $(RUST) --no-fail-fast 2>&1 | tee $(LOGS)/rust-test.log
+	@# The workspace, so that dependencies keep their features and only the engine is built again.
+	@$(CARGO) test $(RUST) --features candela-engine/onnx --test onnx 2>&1 | tee $(LOGS)/onnx-test.log
 
 .PHONY: go-test
 go-test: cluster-bin
@@ -176,6 +178,7 @@ gen: bins ## Write the generated files: CRDs, RBAC, tables of the documentation
 golden: venv ## Make the golden logits again (needs torch and transformers, installed into .venv)
 	@$(VENV)/bin/python -m pip install -q -r server/engine/golden/requirements.txt
 	@$(VENV)/bin/python server/engine/golden/make.py
+	@$(VENV)/bin/python server/engine/golden/onnx_models.py
 
 .PHONY: venv
 venv: $(VENV)/.done # Python packages of the tests

@@ -32,9 +32,9 @@ class Graph:
         return name
 
 
-def encoder(weights, config):
-    """A graph from (ids, mask), both (batch, tokens) int64, to unit vectors (batch, hidden) f32: masked mean."""
-    g = Graph()
+def hidden_states(g, weights, config, ids, mask, types=None):
+    """Adds BERT's graph from (batch, tokens) int64 to the last hidden states, (batch, tokens, hidden) f32. Without
+    `types` all tokens are of the first text. Returns the name of its output."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     epsilon = config["layer_norm_eps"]
     f32 = lambda value: g.constant(value, np.float32)
@@ -48,15 +48,16 @@ def encoder(weights, config):
         product = g.op("MatMul", x, g.weight(f"{name}.weight", weights[f"{name}.weight"].T))
         return g.op("Add", product, g.weight(f"{name}.bias", weights[f"{name}.bias"]))
 
-    words = g.op("Gather", g.weight("words", weights["embeddings.word_embeddings.weight"]), "ids")
-    tokens = g.op("Gather", g.op("Shape", "ids"), i64([1]))
+    words = g.op("Gather", g.weight("words", weights["embeddings.word_embeddings.weight"]), ids)
+    tokens = g.op("Gather", g.op("Shape", ids), i64([1]))
     positions = g.weight("positions", weights["embeddings.position_embeddings.weight"])
     positions = g.op("Slice", positions, i64([0]), tokens, i64([0]))
-    kind = g.weight("kind", weights["embeddings.token_type_embeddings.weight"][0])
+    kinds = weights["embeddings.token_type_embeddings.weight"]
+    kind = g.op("Gather", g.weight("kinds", kinds), types) if types else g.weight("kind", kinds[0])
     x = normed(g.op("Add", g.op("Add", words, kind), positions), "embeddings.LayerNorm")
 
     # Two steps, as the fusion of attention wants to see them.
-    mask = g.op("Unsqueeze", g.op("Unsqueeze", "mask", i64([1])), i64([2]))
+    mask = g.op("Unsqueeze", g.op("Unsqueeze", mask, i64([1])), i64([2]))
     mask = g.op("Cast", mask, to=TensorProto.FLOAT)
     hide = g.op("Mul", g.op("Sub", f32(1.0), mask), f32(float(np.finfo(np.float32).min)))
     split, join = i64([0, 0, heads, hidden // heads]), i64([0, 0, hidden])
@@ -78,7 +79,15 @@ def encoder(weights, config):
         erf = g.op("Add", g.op("Erf", g.op("Div", wide, f32(math.sqrt(2.0)))), f32(1.0))
         wide = g.op("Mul", g.op("Mul", wide, erf), f32(0.5))
         x = normed(g.op("Add", linear(wide, f"{at}.output.dense"), x), f"{at}.output.LayerNorm")
+    return x
 
+
+def encoder(weights, config):
+    """A graph from (ids, mask), both (batch, tokens) int64, to unit vectors (batch, hidden) f32: masked mean."""
+    g = Graph()
+    hidden = config["hidden_size"]
+    i64 = lambda value: g.constant(value, np.int64)
+    x = hidden_states(g, weights, config, "ids", "mask")
     seen = g.op("Cast", g.op("Unsqueeze", "mask", i64([2])), to=TensorProto.FLOAT)
     total = g.op("ReduceSum", g.op("Mul", x, seen), i64([1]), keepdims=0)
     mean = g.op("Div", total, g.op("ReduceSum", seen, i64([1]), keepdims=0))

@@ -23,6 +23,8 @@ mod golden;
 mod kernels;
 mod load;
 mod model;
+#[cfg(feature = "onnx")]
+mod onnx;
 mod request;
 mod sampler;
 mod schedule;

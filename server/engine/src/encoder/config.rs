@@ -185,7 +185,7 @@ pub(crate) fn shape(json: Value) -> Result<Shape, LoadError> {
     if !(0.0..1.0).contains(&eps) {
         return corrupt(format!("the epsilon of the norms is {eps}, outside 0..1"));
     }
-    let (labels, n_labels) = labels(&config)?;
+    let (labels, n_labels) = labels(config.id2label.as_ref(), config.num_labels)?;
     if n_labels == 0 || n_labels > 1 << 16 {
         return corrupt(format!("{n_labels} labels"));
     }
@@ -224,9 +224,27 @@ pub(crate) fn shape(json: Value) -> Result<Shape, LoadError> {
     })
 }
 
-fn labels(config: &Config) -> Result<(Vec<String>, usize), LoadError> {
-    let Some(named) = &config.id2label else {
-        let n = config.num_labels.unwrap_or(2) as usize;
+/// Names of the labels of any encoder's config, and how many labels it has.
+#[cfg(feature = "onnx")]
+pub(crate) fn label_names(config: &Value) -> Result<(Vec<String>, usize), LoadError> {
+    #[derive(Deserialize)]
+    struct Labels {
+        #[serde(default)]
+        id2label: Option<std::collections::BTreeMap<String, String>>,
+        #[serde(default)]
+        num_labels: Option<u32>,
+    }
+    let Labels { id2label, num_labels } =
+        Labels::deserialize(config).map_err(|e| LoadError::corrupt(CONFIG, e.to_string()))?;
+    labels(id2label.as_ref(), num_labels)
+}
+
+fn labels(
+    id2label: Option<&std::collections::BTreeMap<String, String>>,
+    num_labels: Option<u32>,
+) -> Result<(Vec<String>, usize), LoadError> {
+    let Some(named) = id2label else {
+        let n = num_labels.unwrap_or(2) as usize;
         return Ok(((0..n.min(1 << 16)).map(|i| format!("LABEL_{i}")).collect(), n));
     };
     let labels: Option<Vec<_>> = (0..named.len()).map(|i| named.get(&i.to_string()).cloned()).collect();

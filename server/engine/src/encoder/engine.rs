@@ -148,7 +148,7 @@ impl EncoderEngine {
     ) -> Result<Self, LoadError> {
         let loaded = load::load(source, config, progress)?;
         let limits = loaded.limits;
-        let pulse = loaded.encoder.pool().pulse();
+        let pulse = loaded.body.pool().pulse();
         let door = Arc::new(Door {
             state: Mutex::new(State {
                 queue: VecDeque::new(),
@@ -173,7 +173,8 @@ impl EncoderEngine {
             max_wait: config.max_wait,
         });
         let worker = Worker {
-            encoder: loaded.encoder,
+            body: loaded.body,
+            n_labels: loaded.labels.len(),
             recipe: loaded.recipe,
             task: limits.task,
             batch_tokens: load::batch_tokens(config),

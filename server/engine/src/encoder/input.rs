@@ -29,7 +29,7 @@ impl Input {
 }
 
 /// What makes [`Input`]s of one model.
-pub(super) struct Tokens {
+pub(crate) struct Tokens {
     pub(super) text: Text,
     /// The same tokenizer, cutting what is too long.
     pub(super) truncating: Tokenizer,

@@ -5,38 +5,83 @@ use std::{sync::Arc, thread};
 use tokenizers::TruncationParams;
 
 use super::{
+    body::Body,
     config::{self, CONFIG, Head},
     engine::{EncoderLimits, EncoderTask, MAX_REQUEST_TOKENS},
     graph::Encoder,
     input::Tokens,
     pooling::Recipe,
 };
+#[cfg(feature = "onnx")]
+use crate::onnx;
 use crate::{
     EngineConfig, LoadError, LoadPhase, LoadProgress, Memory, ModelFacts, ModelSource, Quantization,
     contained,
-    files::{self, Files},
+    files::{self, Files, OnnxFile},
     kernels::{PackedFormat, Pool},
     load::Meter,
-    text,
-    weights::folder::FolderWeights,
+    text::{self, Text},
+    weights::folder::{self, FolderWeights},
 };
 
-pub(super) struct Loaded {
-    pub(super) facts: ModelFacts,
-    pub(super) limits: EncoderLimits,
-    pub(super) encoder: Encoder,
-    pub(super) recipe: Recipe,
-    pub(super) tokens: Tokens,
+pub(crate) struct Loaded {
+    pub(crate) facts: ModelFacts,
+    pub(crate) limits: EncoderLimits,
+    pub(crate) body: Body,
+    pub(crate) recipe: Recipe,
+    pub(crate) tokens: Tokens,
     /// Names by number, of a model that labels tokens.
-    pub(super) labels: Vec<String>,
+    pub(crate) labels: Vec<String>,
 }
 
 /// Probabilities that are kept of one request until it is answered: 64 MiB.
 const MAX_LABEL_SCORES: usize = 1 << 24;
 
 /// Tokens of a batch: what fits the caches of a CPU, whatever a decoder's steps are set to.
-pub(super) fn batch_tokens(config: &EngineConfig) -> usize {
+pub(crate) fn batch_tokens(config: &EngineConfig) -> usize {
     config.step_tokens.max(2048)
+}
+
+/// The context that is asked for, or the longest that the model's positions and its own files allow.
+pub(crate) fn context_length(
+    config: &EngineConfig,
+    positions: usize,
+    recipe_max: Option<usize>,
+) -> Result<usize, LoadError> {
+    let longest = recipe_max.map_or(positions, |n| n.min(positions));
+    match config.context_length {
+        None => Ok(longest),
+        Some(n) if (2..=longest as u32).contains(&n) => Ok(n as usize),
+        Some(n) => {
+            let what = format!("{n} is outside 2..={longest}, what the model was made for");
+            Err(LoadError::InvalidConfig { field: "context_length", what })
+        }
+    }
+}
+
+/// What makes tokens of the texts of a model.
+pub(crate) fn tokens(text: Text, max_tokens: usize, task: EncoderTask) -> Result<Tokens, LoadError> {
+    let mut truncating = text.tokenizer.clone();
+    let cut = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
+    truncating.with_truncation(Some(cut)).map_err(|e| LoadError::corrupt("tokenizer.json", e.to_string()))?;
+    Ok(Tokens { text, truncating, max_tokens, spans: task == EncoderTask::TokenClassify })
+}
+
+/// What requests may ask of a model with this head.
+pub(crate) fn limits(head: Head, max_tokens: usize, dimensions: usize) -> EncoderLimits {
+    let (task, n_labels) = match head {
+        Head::Embed => (EncoderTask::Embed, 0),
+        Head::Score => (EncoderTask::Rerank, 0),
+        Head::Tokens(n) => (EncoderTask::TokenClassify, n),
+    };
+    let max_request_tokens =
+        (MAX_LABEL_SCORES / n_labels.max(1)).clamp(max_tokens, MAX_REQUEST_TOKENS.max(max_tokens));
+    EncoderLimits { task, max_tokens, max_request_tokens, dimensions }
+}
+
+/// A graph, where it is all the weights that a folder has.
+fn only_onnx(files: &Files) -> Option<OnnxFile> {
+    files.onnx().filter(|_| !folder::has_weights(files))
 }
 
 /// Whether a source holds an encoder, by its `config.json`.
@@ -46,7 +91,16 @@ pub fn is_encoder(source: &ModelSource) -> Result<bool, LoadError> {
         ModelSource::Folder(path) => Files::folder(path)?,
         ModelSource::Embedded(files) => Files::Embedded(files),
     };
-    Ok(files.json(CONFIG)?.is_some_and(|json| config::kind(&json).is_some()))
+    let Some(json) = files.json(CONFIG)? else { return Ok(false) };
+    #[cfg(feature = "onnx")]
+    if only_onnx(&files).is_some() {
+        return Ok(onnx::is_encoder(&json));
+    }
+    #[cfg(not(feature = "onnx"))]
+    if let Some(file) = only_onnx(&files) {
+        return Err(folder::no_onnx(&file.name));
+    }
+    Ok(config::kind(&json).is_some())
 }
 
 pub(super) fn load(
@@ -77,6 +131,10 @@ fn folder(
     config: &EngineConfig,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Loaded, LoadError> {
+    #[cfg(feature = "onnx")]
+    if let Some(graph) = only_onnx(files) {
+        return onnx::load(files, &graph, config, progress);
+    }
     let json = files.json(CONFIG)?.ok_or_else(|| LoadError::NotFound {
         file: CONFIG.to_owned(),
         hint: "the folder needs the model's `config.json`, in Hugging Face layout".to_owned(),
@@ -88,15 +146,7 @@ fn folder(
     });
     let recipe = Recipe::read(files)?;
     let positions = shape.positions - shape.first_position;
-    let longest = recipe.max_tokens.map_or(positions, |n| n.min(positions));
-    let max_tokens = match config.context_length {
-        None => longest,
-        Some(n) if (2..=longest as u32).contains(&n) => n as usize,
-        Some(n) => {
-            let what = format!("{n} is outside 2..={longest}, what the model was made for");
-            return Err(LoadError::InvalidConfig { field: "context_length", what });
-        }
-    };
+    let max_tokens = context_length(config, positions, recipe.max_tokens)?;
     let mut meter = Meter::new(progress);
     let weights = FolderWeights::open(files)?;
     let weights_bytes = Encoder::weights_bytes(&shape, &weights, format)?;
@@ -113,9 +163,6 @@ fn folder(
         });
     }
     let text = text::from_folder(files, None)?;
-    let mut truncating = text.tokenizer.clone();
-    let cut = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
-    truncating.with_truncation(Some(cut)).map_err(|e| LoadError::corrupt("tokenizer.json", e.to_string()))?;
 
     let size_bytes = weights.size_bytes();
     meter.now.total_bytes = size_bytes;
@@ -143,15 +190,8 @@ fn folder(
         has_chat_template: false,
         memory,
     };
-    let task = match shape.head {
-        Head::Embed => EncoderTask::Embed,
-        Head::Score => EncoderTask::Rerank,
-        Head::Tokens(_) => EncoderTask::TokenClassify,
-    };
-    let n_labels = if let Head::Tokens(n) = shape.head { n } else { 0 };
-    let max_request_tokens =
-        (MAX_LABEL_SCORES / n_labels.max(1)).clamp(max_tokens, MAX_REQUEST_TOKENS.max(max_tokens));
-    let limits = EncoderLimits { task, max_tokens, max_request_tokens, dimensions: shape.hidden };
-    let tokens = Tokens { text, truncating, max_tokens, spans: task == EncoderTask::TokenClassify };
-    Ok(Loaded { facts, limits, encoder, recipe, tokens, labels: shape.labels })
+    let limits = limits(shape.head, max_tokens, shape.hidden);
+    let body = Body::Native(Box::new(encoder));
+    let tokens = self::tokens(text, max_tokens, limits.task)?;
+    Ok(Loaded { facts, limits, body, recipe, tokens, labels: shape.labels })
 }

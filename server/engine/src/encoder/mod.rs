@@ -3,6 +3,7 @@
 //! Several texts are computed together as packed rows without padding; a text's result has the same bits whatever is
 //! beside it, as everything on these [kernels](crate::kernels).
 
+mod body;
 mod config;
 mod engine;
 mod entities;
@@ -23,3 +24,11 @@ pub use engine::{
 pub use entities::{Aggregation, Entity, TokenLabels};
 pub use input::{Input, Pairs};
 pub use load::is_encoder;
+#[cfg(feature = "onnx")]
+pub(crate) use {
+    body::Body,
+    config::{CONFIG, Head, label_names},
+    graph::Row,
+    load::{Loaded, batch_tokens, context_length, limits, tokens},
+    pooling::{Pooling, Recipe, pooled},
+};

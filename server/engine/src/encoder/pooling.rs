@@ -10,7 +10,7 @@ const SENTENCE: &str = "sentence_bert_config.json";
 
 /// Which vectors make the text's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pooling {
+pub(crate) enum Pooling {
     Mean,
     /// The first token's.
     First,
@@ -20,15 +20,15 @@ pub(super) enum Pooling {
 
 /// What a folder says about the vectors that it is for.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Recipe {
-    pub(super) pooling: Pooling,
-    pub(super) normalize: bool,
-    pub(super) max_tokens: Option<usize>,
+pub(crate) struct Recipe {
+    pub(crate) pooling: Pooling,
+    pub(crate) normalize: bool,
+    pub(crate) max_tokens: Option<usize>,
 }
 
 impl Recipe {
     /// A folder without the files of sentence-transformers has means of length 1, as its library makes of it.
-    pub(super) fn read(files: &Files) -> Result<Self, LoadError> {
+    pub(crate) fn read(files: &Files) -> Result<Self, LoadError> {
         let sentence = files.json(SENTENCE)?.unwrap_or_default();
         let max_tokens = sentence.get("max_seq_length").and_then(Value::as_u64).map(|n| n as usize);
         if max_tokens == Some(0) {
@@ -87,7 +87,7 @@ fn pooling(files: &Files, folder: &str) -> Result<Pooling, LoadError> {
 }
 
 /// The vector of a text from those of its tokens, `(tokens, hidden)`.
-pub(super) fn pooled(pooling: Pooling, rows: &[f32], hidden: usize) -> Vec<f32> {
+pub(crate) fn pooled(pooling: Pooling, rows: &[f32], hidden: usize) -> Vec<f32> {
     let row = |i: usize| rows[i * hidden..][..hidden].to_vec();
     let n = rows.len() / hidden;
     match pooling {
@@ -105,7 +105,7 @@ pub(super) fn pooled(pooling: Pooling, rows: &[f32], hidden: usize) -> Vec<f32> 
 }
 
 /// To length 1; a vector of zeros stays one.
-pub(super) fn normalize(vector: &mut [f32]) {
+pub(crate) fn normalize(vector: &mut [f32]) {
     let length = vector.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt() as f32;
     if length > 0.0 {
         vector.iter_mut().for_each(|x| *x /= length);

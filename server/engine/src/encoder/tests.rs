@@ -9,44 +9,22 @@ use std::{
 use super::*;
 use crate::{CancelToken, EngineConfig, LoadError, ModelSource, Quantization, TextError};
 
+#[path = "../../tests/support/words.rs"]
+mod words;
+
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn golden(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name)
 }
 
-/// A golden model with a tokenizer whose words are `[a0]`, `[a1]`, … of the same ids.
+/// A golden model with a tokenizer whose words are `w0`, `w1`, … of the same ids.
 fn folder(name: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for file in ["config.json", "model.safetensors"] {
         std::fs::copy(golden(name).join(file), dir.path().join(file)).unwrap();
     }
-    let vocabulary: serde_json::Map<_, _> =
-        (0..40).map(|i| (format!("w{i}"), serde_json::json!(i))).collect();
-    let special =
-        |id: u32| serde_json::json!({"id": format!("w{id}"), "ids": [id], "tokens": [format!("w{id}")]});
-    let token =
-        |id: u32, kind: u32| serde_json::json!({"SpecialToken": {"id": format!("w{id}"), "type_id": kind}});
-    let text = |id: &str, kind: u32| serde_json::json!({"Sequence": {"id": id, "type_id": kind}});
-    let added = [2, 3].map(|id| {
-        serde_json::json!({
-            "id": id, "content": format!("w{id}"), "special": true, "normalized": false, "single_word": false,
-            "lstrip": false, "rstrip": false
-        })
-    });
-    let tokenizer = serde_json::json!({
-        "version": "1.0",
-        "added_tokens": added,
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [token(2, 0), text("A", 0), token(3, 0)],
-            "pair": [token(2, 0), text("A", 0), token(3, 0), text("B", 1), token(3, 1)],
-            "special_tokens": {"w2": special(2), "w3": special(3)}
-        },
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"}
-    });
-    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), words::tokenizer().to_string()).unwrap();
     dir
 }
 
@@ -366,4 +344,19 @@ fn weights_are_counted_as_they_are_held() {
     assert!(f16 * 10 < f32 * 6, "{f16} of {f32}");
     assert!(q8_of_f16 < q8_of_f32, "tables stay as they are stored: {q8_of_f16} and {q8_of_f32}");
     assert!(q8_of_f16 < f16 && q8_of_f32 < f32, "{q8_of_f16} of {f16}, {q8_of_f32} of {f32}");
+}
+
+#[cfg(not(feature = "onnx"))]
+#[test]
+fn a_folder_with_only_a_graph_is_told_what_this_build_lacks() {
+    let dir = folder("bert");
+    std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    std::fs::create_dir(dir.path().join("onnx")).unwrap();
+    std::fs::write(dir.path().join("onnx/model.onnx"), "").unwrap();
+    let source = ModelSource::Folder(dir.path().to_owned());
+    let loaded = EncoderEngine::load(&source, &config(), &mut |_| ()).err().map(|err| err.to_string());
+    assert_eq!(is_encoder(&source).err().map(|err| err.to_string()), loaded);
+    let message = loaded.unwrap();
+    assert!(message.contains("`onnx/model.onnx`: ONNX in this build is not supported"), "{message}");
+    assert!(message.contains("--features onnx") && message.contains("model.safetensors"), "{message}");
 }

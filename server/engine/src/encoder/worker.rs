@@ -7,11 +7,12 @@ use std::{
 };
 
 use super::{
+    body::Body,
     engine::{Door, Encoded, EncoderTask, Output, Phase, Results},
     entities::TokenLabels,
-    graph::{Encoder, Row},
+    graph::Row,
     input::Input,
-    pooling::{self, Recipe},
+    pooling::Recipe,
 };
 use crate::{CancelToken, contained};
 
@@ -54,7 +55,9 @@ impl Job {
 }
 
 pub(super) struct Worker {
-    pub(super) encoder: Encoder,
+    pub(super) body: Body,
+    /// Of a model that labels tokens.
+    pub(super) n_labels: usize,
     pub(super) recipe: Recipe,
     pub(super) task: EncoderTask,
     pub(super) batch_tokens: usize,
@@ -129,10 +132,10 @@ impl Worker {
         let outcome = contained::run(|| {
             #[cfg(test)]
             crate::tests::faults::in_batch(
-                self.encoder.pool(),
+                self.body.pool(),
                 &inputs.iter().map(|input| &input.ids[..]).collect::<Vec<_>>(),
             )?;
-            compute(&mut self.encoder, self.recipe, self.task, &inputs)
+            self.compute(&inputs)
         });
         let n_inputs = inputs.len();
         drop(inputs);
@@ -172,6 +175,27 @@ impl Worker {
         });
     }
 
+    fn compute(&mut self, inputs: &[&Input]) -> Result<Vec<Output>, String> {
+        let rows: Vec<Row<'_>> =
+            inputs.iter().map(|input| Row { tokens: &input.ids, types: &input.types }).collect();
+        match self.task {
+            EncoderTask::Embed => {
+                let vectors = self.body.vectors(&rows, self.recipe)?;
+                Ok(vectors.into_iter().map(Output::Embedding).collect())
+            }
+            EncoderTask::Rerank => Ok(self.body.logits(&rows)?.into_iter().map(Output::Score).collect()),
+            EncoderTask::TokenClassify => {
+                let logits = self.body.logits(&rows)?;
+                let mut rows = logits.chunks_exact(self.n_labels.max(1));
+                let labels = |input: &&Input| {
+                    let own = rows.by_ref().take(input.n_tokens());
+                    Output::Labels(TokenLabels::of(own, &input.ids, &input.spans))
+                };
+                Ok(inputs.iter().map(labels).collect())
+            }
+        }
+    }
+
     /// Counted before the results go out: whoever hears of them finds them in the figures.
     fn count(&self, inputs: usize, tokens: usize, took: Duration) {
         let mut state = self.door.lock();
@@ -201,42 +225,6 @@ fn turns(under_way: &VecDeque<Job>, batch_tokens: usize) -> (Vec<usize>, usize) 
         }
         if turns.len() == before {
             return (turns, tokens);
-        }
-    }
-}
-
-fn compute(
-    encoder: &mut Encoder,
-    recipe: Recipe,
-    task: EncoderTask,
-    inputs: &[&Input],
-) -> Result<Vec<Output>, String> {
-    let rows: Vec<Row<'_>> =
-        inputs.iter().map(|input| Row { tokens: &input.ids, types: &input.types }).collect();
-    let hidden = encoder.shape.hidden;
-    match task {
-        EncoderTask::Embed => {
-            let mut states = &*encoder.hidden(&rows)?;
-            let embedding = |input: &&Input| {
-                let (own, rest) = states.split_at(input.n_tokens() * hidden);
-                states = rest;
-                let mut vector = pooling::pooled(recipe.pooling, own, hidden);
-                if recipe.normalize {
-                    pooling::normalize(&mut vector);
-                }
-                Output::Embedding(vector)
-            };
-            Ok(inputs.iter().map(embedding).collect())
-        }
-        EncoderTask::Rerank => Ok(encoder.logits(&rows)?.into_iter().map(Output::Score).collect()),
-        EncoderTask::TokenClassify => {
-            let logits = encoder.logits(&rows)?;
-            let mut rows = logits.chunks_exact(encoder.shape.labels.len());
-            let labels = |input: &&Input| {
-                let own = rows.by_ref().take(input.n_tokens());
-                Output::Labels(TokenLabels::of(own, &input.ids, &input.spans))
-            };
-            Ok(inputs.iter().map(labels).collect())
         }
     }
 }

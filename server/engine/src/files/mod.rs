@@ -36,6 +36,22 @@ pub(crate) enum Files {
     Embedded(&'static [EmbeddedFile]),
 }
 
+/// Where an ONNX graph may lie in a model's folder, the first that is there.
+const ONNX: [(&str, &str); 4] = [
+    ("", "model.onnx"),
+    ("onnx", "model.onnx"),
+    ("", "model_quantized.onnx"),
+    ("onnx", "model_quantized.onnx"),
+];
+
+/// The graph of a model's folder.
+pub(crate) struct OnnxFile {
+    /// From the model's folder.
+    pub(crate) name: String,
+    #[cfg(feature = "onnx")]
+    pub(crate) path: PathBuf,
+}
+
 /// Bytes of one file.
 pub(crate) enum Bytes {
     Mapped(memmap2::Mmap),
@@ -72,6 +88,20 @@ impl Files {
             Self::Folder(root) => is_plain(name) && root.join(name).is_file(),
             Self::Embedded(files) => files.iter().any(|file| file.name == name),
         }
+    }
+
+    /// The ONNX graph, if there is one.
+    pub(crate) fn onnx(&self) -> Option<OnnxFile> {
+        let Self::Folder(root) = self else { return None };
+        ONNX.iter().find_map(|(folder, name)| {
+            let path = root.join(folder).join(name);
+            let name = Path::new(folder).join(name).display().to_string();
+            path.is_file().then_some(OnnxFile {
+                name,
+                #[cfg(feature = "onnx")]
+                path,
+            })
+        })
     }
 
     /// Opens a file that must exist; `hint` says what to do if it does not.
@@ -131,6 +161,28 @@ impl Files {
         serde_json::from_str(&text)
             .map(Some)
             .map_err(|e| LoadError::corrupt(name, format!("it is not valid JSON: {e}")))
+    }
+}
+
+#[cfg(feature = "onnx")]
+impl OnnxFile {
+    pub(crate) fn open(&self) -> Result<Bytes, LoadError> {
+        open_path(&self.path).map_err(|e| LoadError::io(&self.name, e, "check the model's folder"))
+    }
+
+    /// The name from the model's folder of a file beside the graph.
+    pub(crate) fn beside(&self, name: &str) -> String {
+        Path::new(&self.name).with_file_name(name).display().to_string()
+    }
+
+    /// Opens a file beside the graph that holds weights of it.
+    pub(crate) fn open_beside(&self, name: &str) -> Result<Bytes, LoadError> {
+        let shown = self.beside(name);
+        if !is_plain(name) {
+            return Err(LoadError::corrupt(&shown, "a file name may not contain a path"));
+        }
+        let hint = format!("`{}` has weights in it: fetch both", self.name);
+        open_path(&self.path.with_file_name(name)).map_err(|e| LoadError::io(&shown, e, &hint))
     }
 }
 

@@ -177,6 +177,11 @@ impl WeightFile {
     }
 }
 
+/// Whether a folder has weights that [`FolderWeights`] reads.
+pub(crate) fn has_weights(files: &Files) -> bool {
+    LAYOUTS.iter().any(|(single, index)| files.contains(single) || files.contains(index))
+}
+
 /// An index's own name, and which shard holds a tensor.
 type Index = (String, BTreeMap<String, String>);
 
@@ -213,6 +218,15 @@ fn read_index(files: &Files, name: &str) -> Result<BTreeMap<String, String>, Loa
     }
 }
 
+/// What a build says that has no ONNX runtime.
+pub(crate) fn no_onnx(file: &str) -> LoadError {
+    LoadError::unsupported(
+        file,
+        "ONNX in this build",
+        "put `model.safetensors` beside it, or use a server that was built with `--features onnx`",
+    )
+}
+
 /// What a folder without weights has instead, and the way out.
 fn missing(files: &Files) -> LoadError {
     const CONVERT: &str =
@@ -228,6 +242,16 @@ fn missing(files: &Files) -> LoadError {
         ("flax_model.msgpack", "a Flax checkpoint", CONVERT),
         ("model.pt", "a bare PyTorch file", "name it `pytorch_model.bin` if it is a state dict"),
     ];
+    if let Some(onnx) = files.onnx() {
+        return match cfg!(feature = "onnx") {
+            true => LoadError::unsupported(
+                &onnx.name,
+                "generation by an ONNX graph",
+                "use the model's safetensors or a GGUF file; ONNX serves embeddings and rerank",
+            ),
+            false => no_onnx(&onnx.name),
+        };
+    }
     for (name, what, hint) in others {
         if files.contains(name) {
             return LoadError::unsupported(name, what, hint);
