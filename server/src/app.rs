@@ -12,9 +12,9 @@ use candela_wire::{
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
-    api::Budget,
+    api::{ApiError, Budget},
     health::Health,
-    lifecycle::Lifecycle,
+    lifecycle::{Lifecycle, Stage},
     metrics::{Metrics, Now, Seen},
     model::Served,
     progress::Progress,
@@ -116,6 +116,20 @@ pub(crate) struct App {
 }
 
 impl App {
+    /// Whether this process is on its way out.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.lifecycle.stage() >= Stage::Draining
+    }
+
+    /// Why an engine takes no requests or has ended one: its model is unloaded, or the process ends.
+    pub(crate) fn engine_ended(&self, model: &str) -> ApiError {
+        if self.is_ending() {
+            return ApiError::ShuttingDown;
+        }
+        let why = "it was unloaded, which ends requests that take too long".to_owned();
+        ApiError::Unavailable { model: model.to_owned(), why, passes: true }
+    }
+
     pub(crate) fn now(&self) -> Now {
         let seen = |served: Arc<Served>| Seen {
             model: served.label.clone(),
@@ -126,7 +140,8 @@ impl App {
         Now {
             queued: self.models.loaded().map(|served| served.loaded.load().queued).sum(),
             in_flight: self.lifecycle.in_flight(),
-            models: self.models.loaded().map(seen).collect(),
+            // Those too that answer their last requests.
+            models: self.models.computing().map(seen).collect(),
         }
     }
 }

@@ -7,13 +7,11 @@
 use std::{
     collections::BTreeMap,
     fs,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use candela_engine::thread_name;
 use candela_wire::health::LIVE_FACTOR;
 use tokio::time::{self, MissedTickBehavior};
 use tracing::{error, info};
@@ -31,13 +29,14 @@ const MOST_STARVED: f64 = 0.9;
 /// What all looks together have found.
 #[derive(Default)]
 pub(crate) struct Health {
-    /// Milliseconds of the silence under way in which a thread that computes waited for a CPU.
-    starved_ms: AtomicU64,
+    /// Of each engine that is silent, by its number: how long of that silence a thread of it waited for a CPU.
+    starved: Mutex<BTreeMap<usize, Duration>>,
 }
 
 impl Health {
-    fn starved(&self) -> Duration {
-        Duration::from_millis(self.starved_ms.load(Relaxed))
+    fn starved(&self, engine: usize) -> Duration {
+        let starved = self.starved.lock().unwrap_or_else(PoisonError::into_inner);
+        starved.get(&engine).copied().unwrap_or_default()
     }
 }
 
@@ -68,7 +67,8 @@ pub(crate) fn stuck(app: &App, probe: Probe) -> Option<String> {
 
 fn stuck_among(app: &App, engines: Vec<Arc<Served>>, limit: Duration) -> Option<String> {
     engines.into_iter().find_map(|served| {
-        let stuck = stuck_in(&served.loaded.load(), app.health.starved(), limit)?;
+        let load = served.loaded.load();
+        let stuck = stuck_in(&load, app.health.starved(load.engine), limit)?;
         Some(format!("model `{}`: {stuck}\n", served.name))
     })
 }
@@ -92,21 +92,22 @@ fn stuck_in(load: &Load, starved: Duration, limit: Duration) -> Option<String> {
 pub(crate) async fn watch(app: Arc<App>) {
     let mut looks = time::interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut waits, mut was_stuck): (Option<Waits>, bool) = (None, false);
+    let (mut silences, mut was_stuck) = (BTreeMap::<usize, Waits>::new(), false);
     loop {
         tokio::select! {
             _ = looks.tick() => {}
             () = app.lifecycle.reached(Stage::Ending) => return,
         }
-        let silence = app.models.computing().map(|served| served.loaded.load().heartbeat_age).max();
-        if silence.unwrap_or_default() < QUIET {
-            waits = None;
-            app.health.starved_ms.store(0, Relaxed);
-        } else {
-            let before = waits.get_or_insert_with(Waits::now);
-            let starved = Waits::now().longest_since(before);
-            app.health.starved_ms.store(u64::try_from(starved.as_millis()).unwrap_or(u64::MAX), Relaxed);
+        let loads = app.models.computing().map(|served| served.loaded.load());
+        let silent: Vec<usize> =
+            loads.filter(|load| load.heartbeat_age >= QUIET).map(|load| load.engine).collect();
+        silences.retain(|engine, _| silent.contains(engine));
+        for engine in silent {
+            silences.entry(engine).or_insert_with(|| Waits::of(engine));
         }
+        let starved =
+            silences.iter().map(|(engine, before)| (*engine, Waits::of(*engine).longest_since(before)));
+        *app.health.starved.lock().unwrap_or_else(PoisonError::into_inner) = starved.collect();
         match (stuck_among(&app, app.models.computing().collect(), app.limits.heartbeat), was_stuck) {
             (Some(what), false) => {
                 was_stuck = true;
@@ -121,17 +122,18 @@ pub(crate) async fn watch(app: Arc<App>) {
     }
 }
 
-/// Nanoseconds that each thread that computes has waited for a CPU so far, by its id.
+/// Nanoseconds that each thread of an engine has waited for a CPU so far, by its id.
 struct Waits(BTreeMap<String, u64>);
 
 impl Waits {
-    /// Of no thread, where the kernel does not say.
-    fn now() -> Self {
+    /// As of now; of no thread, where the kernel does not say.
+    fn of(engine: usize) -> Self {
+        let name = thread_name(engine);
         let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
         let waits = tasks.filter_map(|task| {
             let read = |file: &str| fs::read_to_string(task.path().join(file)).ok();
-            // Names of the engine's threads; of others, that they wait says nothing of a step.
-            if !read("comm")?.starts_with("candela-") {
+            // Of others, that they wait says nothing of its step.
+            if !read("comm")?.starts_with(&name) {
                 return None;
             }
             // Time on a CPU, time of waiting for one, and times that it got one.
@@ -154,8 +156,12 @@ mod tests {
 
     #[test]
     fn only_work_that_does_not_move_means_stuck() {
-        let load =
-            |running, queued, seconds| Load { running, queued, heartbeat_age: Duration::from_secs(seconds) };
+        let load = |running, queued, seconds| Load {
+            engine: 1,
+            running,
+            queued,
+            heartbeat_age: Duration::from_secs(seconds),
+        };
         let (limit, fed) = (Duration::from_secs(10), Duration::ZERO);
         assert_eq!(stuck_in(&load(0, 0, 1000), fed, limit), None);
         assert_eq!(stuck_in(&load(1, 0, 9), fed, limit), None);
@@ -165,7 +171,8 @@ mod tests {
 
     #[test]
     fn time_without_a_cpu_is_no_silence_but_not_for_ever() {
-        let load = |seconds| Load { running: 1, queued: 0, heartbeat_age: Duration::from_secs(seconds) };
+        let load =
+            |seconds| Load { engine: 1, running: 1, queued: 0, heartbeat_age: Duration::from_secs(seconds) };
         let limit = Duration::from_secs(5);
         assert_eq!(stuck_in(&load(12), Duration::from_secs(8), limit), None);
         assert!(stuck_in(&load(12), Duration::from_secs(6), limit).is_some());
@@ -177,7 +184,7 @@ mod tests {
     fn the_kernel_says_how_long_threads_that_compute_wait() {
         let (ready, is_ready) = std::sync::mpsc::channel();
         let (release, held) = std::sync::mpsc::channel::<()>();
-        let computes = std::thread::Builder::new().name("candela-kernel-1".to_owned());
+        let computes = std::thread::Builder::new().name(format!("{}engine", thread_name(1234)));
         let computes = computes
             .spawn(move || {
                 let _ = ready.send(());
@@ -185,8 +192,9 @@ mod tests {
             })
             .unwrap();
         is_ready.recv().unwrap();
-        let waits = Waits::now();
-        assert!(!waits.0.is_empty(), "/proc tells of no thread of ours");
+        let waits = Waits::of(1234);
+        assert_eq!(waits.0.len(), 1, "/proc tells of no thread of this engine, or of others");
+        assert!(Waits::of(123).0.is_empty() && Waits::of(12345).0.is_empty());
         let later = Waits(waits.0.iter().map(|(thread, waited)| (thread.clone(), waited + 5)).collect());
         assert_eq!(later.longest_since(&waits), Duration::from_nanos(5));
         assert_eq!(Waits(BTreeMap::new()).longest_since(&waits), Duration::ZERO);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use candela_engine::{EncoderEngine, EncoderTask, Engine, ModelFacts};
+use candela_engine::{EncoderEngine, EncoderStats, EncoderTask, Engine, ModelFacts, Stats};
 use candela_wire::config::Task;
 
 use crate::metrics::SeenEngine;
@@ -17,6 +17,8 @@ pub(crate) enum Loaded {
 /// What an engine of either kind is doing.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
+    /// Number of the engine, which its threads bear in their names.
+    pub(crate) engine: usize,
     pub(crate) running: usize,
     pub(crate) queued: usize,
     /// Since it last finished a step or batch; zero when it has nothing to do.
@@ -34,12 +36,12 @@ impl Loaded {
     pub(crate) fn load(&self) -> Load {
         match self {
             Self::Generator(engine) => {
-                let stats = engine.stats();
-                Load { running: stats.running, queued: stats.queued, heartbeat_age: stats.heartbeat_age }
+                let Stats { number: engine, running, queued, heartbeat_age, .. } = engine.stats();
+                Load { engine, running, queued, heartbeat_age }
             }
             Self::Encoder(engine) => {
-                let stats = engine.stats();
-                Load { running: stats.running, queued: stats.queued, heartbeat_age: stats.heartbeat_age }
+                let EncoderStats { number: engine, running, queued, heartbeat_age, .. } = engine.stats();
+                Load { engine, running, queued, heartbeat_age }
             }
         }
     }

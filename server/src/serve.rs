@@ -134,7 +134,7 @@ pub async fn start(options: Options) -> Result<Running, Fatal> {
     limits.wait = max_wait_ms.map(Duration::from_millis).or(limits.wait);
     let resources = Resources::of_this_process();
     let threads = resources.threads().get();
-    info!(cpus = ?resources.cpus, memory_bytes = ?resources.memory_bytes, threads, "limits of this container");
+    info!(cpus = resources.cpus, memory_bytes = resources.memory_bytes, threads, "limits of this container");
     let engine = EngineConfig {
         max_sequences: limits.sequences,
         max_queue: limits.queue,
@@ -291,7 +291,8 @@ async fn load(app: &Arc<App>, engine: EngineConfig, models_dir: PathBuf) -> Resu
             app.metrics.phase_took(phase, seconds);
         }
     }
-    info!(models = ?app.config.models.iter().map(|model| &model.served_name).collect::<Vec<_>>(), ?first_token_seconds, "ready");
+    let models: Vec<_> = app.config.models.iter().map(|model| &*model.served_name).collect();
+    info!(models = models.join(", "), first_token_seconds, "ready");
     // It is set here only.
     let _ = app.startup.set(startup);
     app.lifecycle.enter(Stage::Ready);

@@ -288,6 +288,25 @@ async fn connections_without_a_request_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_asks_nothing_rests_no_longer_than_a_connection() {
+    let idle = Duration::from_millis(300);
+    let server = Server::with(&long_winded(), |options| options.limits.idle = idle).await;
+    let (mut sender, _connection) = connect(&server, 1 << 20).await;
+    let (keep, body) = mpsc::unbounded();
+    keep.unbounded_send(Ok(Frame::data(framed(&ask(1000))))).unwrap();
+    let began = std::time::Instant::now();
+    let response = call(&mut sender, "ModelStreamInfer", BodyExt::boxed(StreamBody::new(body))).await;
+    let (messages, status) = timeout(Duration::from_secs(60), collected(response)).await.unwrap();
+    assert_eq!(status, "14", "the server ends it");
+    // While it is answered it does not rest.
+    let last = ModelStreamInferResponse::decode(messages.last().unwrap().clone()).unwrap();
+    let parameters = last.infer_response.unwrap().parameters;
+    assert_eq!(parameters["num_output_tokens"].parameter_choice, Some(ParameterChoice::Int64Param(1000)));
+    assert!(began.elapsed() > idle);
+    drop(keep);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_answers_what_runs_and_tells_the_rest() {
     let mut server = Server::of(&long_winded()).await;
     let (mut sender, connection) = connect(&server, 1 << 20).await;

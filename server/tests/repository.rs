@@ -204,6 +204,7 @@ async fn an_unloaded_model_finishes_what_it_began() {
     let rest = events.rest().await;
     assert!(!ends(&rest, r#""finish_reason":"length""#), "cut short");
     assert_ne!(rest.last().map(String::as_str), Some("[DONE]"));
+    assert!(ends(&rest, "model_unavailable") && ends(&rest, "unloaded"), "{:?}", rest.last());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -251,6 +252,8 @@ async fn what_cannot_be_loaded_says_why_and_harms_nobody() {
     std::fs::create_dir_all(root.path().join("empty/latest")).unwrap();
     let outside = repository(&["secret"]);
     std::os::unix::fs::symlink(outside.path().join("secret"), root.path().join("linked")).unwrap();
+    // What clients are told of files begins in the repository.
+    let place = root.path().canonicalize().unwrap().display().to_string();
     let server = serving(&root, Control::Explicit, |_| {}).await;
     for (name, status, words) in [
         ("bad", 503, "model.safetensors"),
@@ -266,7 +269,12 @@ async fn what_cannot_be_loaded_says_why_and_harms_nobody() {
         let (have, body) = verb(&server, name, "load").await;
         assert_eq!(have, status, "{name}: {body}");
         assert!(body.to_string().contains(words), "{name}: {body}");
+        assert!(!body.to_string().contains(&place), "{name}: {body}");
     }
+    let refused = server.chat(json!({"model": "bad"})).await;
+    assert_eq!(refused.status(), 503);
+    assert!(refused.headers().get("retry-after").is_none(), "it would fail again");
+    assert_eq!(refused.headers()["x-should-retry"], "false");
     assert_eq!(entry(&server, "bad", 1).await.state, "Failed");
     assert_eq!(verb(&server, "good", "load").await.0, 200);
     assert_eq!(chat(&server, "good").await.0, 200);
@@ -276,6 +284,23 @@ async fn what_cannot_be_loaded_says_why_and_harms_nobody() {
     let none = serving(&root, Control::None, |_| {}).await;
     until("all that can be are loaded", || async { listed(&none).await == [NAME, "bad", "good"] }).await;
     assert_eq!(verb(&none, "good", "unload").await.0, 400);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_two_models_have_one_name() {
+    let root = repository(&["m", "n"]);
+    let server = Server::with(&TinyModel::default(), |options| {
+        let files = format!("file://{}", root.path().join("n/1").display());
+        options.config.models = vec![candela_wire::config::ModelConfig::new("m:1", files)];
+        options.registry.repository = Some(root.path().to_owned());
+        options.registry.control = Control::Explicit;
+    })
+    .await;
+    assert_eq!(server.post("/v2/repository/index", &json!({})).await.status(), 200);
+    let (status, body) = verb(&server, "m", "load").await;
+    assert_eq!(status, 503, "{body}");
+    assert!(body.to_string().contains("called `m:1`"), "{body}");
+    assert_eq!(verb(&server, "n", "load").await.0, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

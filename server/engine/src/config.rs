@@ -65,6 +65,16 @@ pub enum Quantization {
     Q4,
 }
 
+impl Quantization {
+    /// As GGUF names it.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Q8 => "Q8_0",
+            Self::Q4 => "Q4_0",
+        }
+    }
+}
+
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {

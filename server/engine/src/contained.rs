@@ -52,9 +52,10 @@ pub fn panic_is_contained() -> bool {
 
 /// Of the engine's own pools, of rayon, or of candle's pool, which has no other mark than its threads' names.
 fn is_pool_worker() -> bool {
-    let is_ours =
-        |name: &str| name.starts_with(crate::kernels::THREAD_NAME) || name.starts_with("candle-bp-");
-    rayon::current_thread_index().is_some() || thread::current().name().is_some_and(is_ours)
+    let is_candles = |name: &str| name.starts_with("candle-bp-");
+    crate::kernels::is_worker()
+        || rayon::current_thread_index().is_some()
+        || thread::current().name().is_some_and(is_candles)
 }
 
 #[cfg(test)]

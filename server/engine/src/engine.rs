@@ -11,6 +11,7 @@ use crate::{
     LoadError, LoadProgress, ModelFacts, ModelSource, SamplingParams, Sink, SubmitError, TextError,
     admission::{Admission, Pending, Phase},
     constraint::Compiler,
+    kernels::thread_name,
     load, request, step,
     text::Text,
 };
@@ -23,6 +24,7 @@ pub struct Engine {
 
 struct Inner {
     facts: ModelFacts,
+    number: usize,
     text: Arc<Text>,
     admission: Arc<Admission>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -58,6 +60,8 @@ pub const KV_BLOCK_TOKENS: usize = crate::kernels::BLOCK_TOKENS;
 /// What an engine is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
+    /// Its number in this process: [`thread_name`] of it is how the names of its threads begin.
+    pub number: usize,
     /// Sequences that hold a slot.
     pub running: usize,
     /// Requests that wait for one.
@@ -102,6 +106,7 @@ impl Engine {
         let loaded = load::load(source, config, progress)?;
         let admission = Arc::new(Admission::new(config.into(), loaded.model.pool().pulse()));
         let text = Arc::new(loaded.text);
+        let number = loaded.model.pool().number();
         let worker = step::Worker::new(
             loaded.model,
             Arc::clone(&text),
@@ -113,12 +118,13 @@ impl Engine {
             },
         );
         let thread = thread::Builder::new()
-            .name("candela-engine".to_owned())
+            .name(format!("{}engine", thread_name(number)))
             .spawn(move || worker.run())
             .map_err(LoadError::Thread)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 facts: loaded.facts,
+                number,
                 text,
                 admission,
                 thread: Mutex::new(Some(thread)),
@@ -207,6 +213,7 @@ impl Engine {
         let seen = self.inner.admission.snapshot();
         let counters = &self.inner.admission.counters;
         Stats {
+            number: self.inner.number,
             running: seen.running,
             queued: seen.queued,
             heartbeat_age: seen.heartbeat_age,

@@ -46,6 +46,7 @@ pub use encoder::{
 pub use engine::{ChatRequest, Engine, KV_BLOCK_TOKENS, SpecialTokens, Stats, WarmUpError};
 pub use error::{LoadError, LoadPhase, LoadProgress, TextError};
 pub use facts::{Memory, ModelFacts};
+pub use kernels::thread_name;
 pub use request::{
     CancelToken, Event, FinishReason, Finished, GenerateRequest, SamplingParams, Sink, Speculation,
     SubmitError, Timings, Token, TokenLogprob, TopLogprob, Usage,

@@ -246,7 +246,7 @@ pub(crate) async fn computed(
         EncoderSubmitError::TooLong { input, .. } => ApiError::too_long(&format!("input[{input}]"), &err),
         EncoderSubmitError::TooMany { .. } => ApiError::too_long("input", &err),
         EncoderSubmitError::Invalid(message) => ApiError::invalid("input", message),
-        EncoderSubmitError::ShuttingDown => ApiError::ShuttingDown,
+        EncoderSubmitError::ShuttingDown => app.engine_ended(model),
     })?;
     let _cancels = Cancels(cancel);
     let metrics = app.metrics.of(model);
@@ -264,7 +264,7 @@ pub(crate) async fn computed(
             metrics.latency.observe(arrived.elapsed().as_secs_f64());
             Ok((outputs, EncoderUsage::of(tokens)))
         }
-        Ok(Ok(Encoded::Cancelled)) => Err(ApiError::ShuttingDown),
+        Ok(Ok(Encoded::Cancelled)) => Err(app.engine_ended(model)),
         Ok(Ok(Encoded::Error(what))) => {
             tracing::error!(error = %what, "the engine failed on a request");
             Err(ApiError::Engine("computing a batch failed".to_owned()))

@@ -42,6 +42,8 @@ pub(crate) enum ApiError {
     Unavailable {
         model: String,
         why: String,
+        /// Asking again may help.
+        passes: bool,
     },
     /// The model is there, and for something else.
     WrongTask {
@@ -201,7 +203,7 @@ impl ApiError {
         match self {
             Self::QueueFull { retry_after } => Some(*retry_after),
             Self::Loading { .. } => Some(Duration::from_secs(5)),
-            Self::Unavailable { .. } => Some(Duration::from_secs(10)),
+            Self::Unavailable { passes: true, .. } => Some(Duration::from_secs(10)),
             Self::ShuttingDown => Some(Duration::from_secs(1)),
             _ => None,
         }
@@ -217,6 +219,7 @@ impl ApiError {
                 | Self::FirstToken { .. }
                 | Self::SlowReader
                 | Self::Engine(_)
+                | Self::Unavailable { passes: false, .. }
         )
     }
 
@@ -257,7 +260,9 @@ impl fmt::Display for ApiError {
             Self::NoSuchModel { asked, served } => {
                 write!(out, "the model `{asked}` does not exist here; this server serves `{served}`")
             }
-            Self::Unavailable { model, why } => write!(out, "the model `{model}` does not answer now: {why}"),
+            Self::Unavailable { model, why, .. } => {
+                write!(out, "the model `{model}` does not answer now: {why}")
+            }
             Self::WrongTask { model, task, does } => {
                 write!(out, "the model `{model}` is for {does}, not for {task}: name another in `model`")
             }

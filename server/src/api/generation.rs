@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use candela_engine::{CancelToken, Event, FinishReason, Finished, GenerateRequest, Timings, Token, Usage};
+use candela_engine::{
+    CancelToken, Event, FinishReason, Finished, GenerateRequest, SubmitError, Timings, Token, Usage,
+};
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
     time::{Instant, sleep_until},
@@ -32,6 +34,8 @@ const ENGINE_SLACK: Duration = Duration::from_secs(1);
 /// Dropping it cancels the generation, which frees its slot at the engine's next step.
 pub(crate) struct Generation {
     app: Arc<App>,
+    /// Its served name.
+    model: String,
     metrics: Arc<ModelMetrics>,
     events: mpsc::Receiver<Event>,
     cancel: CancelToken,
@@ -83,11 +87,15 @@ impl Generation {
         if let Some(span) = &span {
             span.admitted(&target.name, &request);
         }
-        let cancel = target.engine.submit(request, sink).map_err(|err| ApiError::submit(err, max_tokens))?;
+        let cancel = target.engine.submit(request, sink).map_err(|err| match err {
+            SubmitError::ShuttingDown => app.engine_ended(&target.name),
+            err => ApiError::submit(err, max_tokens),
+        })?;
         let metrics = app.metrics.of(&target.label);
         metrics.prompt_tokens.inc_by(prompt_tokens);
         Ok(Self {
             app: Arc::clone(app),
+            model: target.name.clone(),
             metrics,
             events,
             cancel,
@@ -123,7 +131,7 @@ impl Generation {
             () = overdue => return self.fail("request_timeout", ApiError::Deadline { limit }),
             limit = late => return self.fail("first_token_timeout", ApiError::FirstToken { limit }),
             () = self.app.lifecycle.reached(Stage::Ending) => {
-                return self.fail("ended_by_drain", ApiError::ShuttingDown);
+                return self.engine_ended();
             }
         };
         match received {
@@ -158,7 +166,7 @@ impl Generation {
                 return self.fail("request_timeout", ApiError::Deadline { limit });
             }
             // We cancel by dropping, so this was the engine's own shutdown.
-            FinishReason::Cancelled => return self.fail("ended_by_drain", ApiError::ShuttingDown),
+            FinishReason::Cancelled => return self.engine_ended(),
             FinishReason::Error(ref what) => {
                 tracing::error!(error = %what, "the engine failed on a request");
                 let public = "computing the next token failed".to_owned();
@@ -167,6 +175,11 @@ impl Generation {
         }
         self.metrics.finished(&finished, self.arrived.elapsed());
         Ok(Next::Finished(finished))
+    }
+
+    fn engine_ended(&mut self) -> Result<Next, ApiError> {
+        let outcome = if self.app.is_ending() { "ended_by_drain" } else { "ended_by_unload" };
+        self.fail(outcome, self.app.engine_ended(&self.model))
     }
 
     fn fail(&mut self, outcome: &'static str, err: ApiError) -> Result<Next, ApiError> {

@@ -22,6 +22,7 @@ fn generator(metrics: &Metrics, model: &str) -> Seen {
 
 fn encoder(metrics: &Metrics, model: &str) -> Seen {
     let stats = candela_engine::EncoderStats {
+        number: 1,
         running: 1,
         queued: 0,
         queued_tokens: 0,

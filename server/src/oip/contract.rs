@@ -252,7 +252,9 @@ pub(super) const MAX_IDS: usize = 256 << 10;
 /// Rows of ids without those that `mask` hides.
 fn rows(ids: &Tensor, mask: Option<&Tensor>) -> Result<Value, ApiError> {
     let &[n_rows, width] = &ids.shape[..] else {
-        return Err(ids.invalid(format!("must have the shape [texts, tokens], but has {:?}", ids.shape)));
+        return Err(
+            ids.invalid(format!("must have the shape [texts, tokens], but has {}", ids.shown_shape()))
+        );
     };
     let numbers = ids.integers(MAX_IDS)?;
     if numbers.is_empty() {
@@ -262,7 +264,7 @@ fn rows(ids: &Tensor, mask: Option<&Tensor>) -> Result<Value, ApiError> {
         None => vec![1; numbers.len()],
         Some(mask) if mask.shape == ids.shape => mask.integers(MAX_IDS)?,
         Some(mask) => {
-            let what = format!("has the shape {:?}, but `input_ids` has {:?}", mask.shape, ids.shape);
+            let what = format!("has the shape {}, but `input_ids` has {:?}", mask.shown_shape(), ids.shape);
             return Err(mask.invalid(what));
         }
     };

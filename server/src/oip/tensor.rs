@@ -51,6 +51,14 @@ impl Tensor {
         Ok(n)
     }
 
+    /// Of any length, for messages.
+    pub(super) fn shown_shape(&self) -> String {
+        match self.shape.get(..=MAX_DIMENSIONS) {
+            Some(first) => format!("{first:?} and more"),
+            None => format!("{:?}", self.shape),
+        }
+    }
+
     /// Texts, at most so many, from a tensor of BYTES.
     pub(crate) fn texts(&self, most: usize) -> Result<Vec<String>, ApiError> {
         if self.datatype != "BYTES" {

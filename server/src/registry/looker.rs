@@ -49,7 +49,7 @@ impl Looker {
                 "the volume of the model repository did not answer within {} s: retry later, or look after it",
                 PATIENCE.as_secs()
             );
-            ApiError::Unavailable { model: name.chars().take(100).collect(), why }
+            ApiError::Unavailable { model: name.chars().take(100).collect(), why, passes: true }
         };
         self.ask(Look::Model { name: name.to_owned(), found }, answer).await?.ok_or_else(silent)
     }

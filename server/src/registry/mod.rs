@@ -205,7 +205,7 @@ impl Registry {
             Missing::Unknown => {
                 let mut asked: String = asked.chars().take(100).collect();
                 if let Some(why) = snapshot.refused.get(&asked) {
-                    return ApiError::Unavailable { model: asked, why: why.clone() };
+                    return ApiError::Unavailable { model: asked, why: why.clone(), passes: false };
                 }
                 if let Some(version) = version {
                     asked = format!("{asked} in version {version}");
@@ -222,7 +222,7 @@ impl Registry {
                 if !reason.is_empty() && state != State::Unavailable {
                     why = format!("{why}: {reason}");
                 }
-                ApiError::Unavailable { model: key.to_string(), why }
+                ApiError::Unavailable { model: key.to_string(), why, passes: state != State::Failed }
             }
         }
     }

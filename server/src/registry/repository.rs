@@ -59,6 +59,12 @@ impl Repository {
         Ok(Self { root })
     }
 
+    /// A message whose paths begin in this folder.
+    pub(super) fn within(&self, message: &str) -> String {
+        let root = self.root.display().to_string();
+        message.replace(&format!("{root}/"), "").replace(&root, "the repository")
+    }
+
     /// Names of all folders that may be models, ascending. False = there are more than are looked at.
     pub(super) fn names(&self) -> io::Result<(Vec<String>, bool)> {
         let (mut names, mut all) = (Vec::new(), true);

@@ -208,16 +208,20 @@ impl Registry {
     fn refused(&self, name: &str, refusal: Refusal) -> ApiError {
         match refusal {
             Refusal::NotFound => self.refusal(name, None, Missing::Unknown),
-            Refusal::Bad(why) => ApiError::Unavailable { model: name.chars().take(100).collect(), why },
+            Refusal::Bad(why) => {
+                ApiError::Unavailable { model: name.chars().take(100).collect(), why, passes: false }
+            }
         }
     }
 
     /// Looks at a model's folder.
     async fn folder(&self, name: &str) -> Result<Result<Folder, Refusal>, ApiError> {
-        match &self.0.looker {
-            Some(looker) => looker.model(name).await,
-            None => Ok(Err(Refusal::NotFound)),
-        }
+        let Some(looker) = &self.0.looker else { return Ok(Err(Refusal::NotFound)) };
+        let folder = looker.model(name).await?;
+        Ok(folder.and_then(|folder| match clash(&self.snapshot().fixed, name, &folder) {
+            Some(why) => Err(Refusal::Bad(why)),
+            None => Ok(folder),
+        }))
     }
 
     /// Waits until nothing is under way for these.
@@ -269,10 +273,13 @@ impl Registry {
                 continue;
             }
             match repository.model(&name) {
-                Ok(folder) => {
-                    let key = |version| Key { name: name.as_str().into(), version };
-                    found.extend(folder.wanted.into_iter().map(key));
-                }
+                Ok(folder) => match clash(&fixed, &name, &folder) {
+                    Some(why) => refused.push((name, why)),
+                    None => {
+                        let key = |version| Key { name: name.as_str().into(), version };
+                        found.extend(folder.wanted.into_iter().map(key));
+                    }
+                },
                 Err(Refusal::Bad(why)) => refused.push((name, why)),
                 Err(Refusal::NotFound) => {}
             }
@@ -284,4 +291,12 @@ impl Registry {
         machine.forget_others(&|key| found.contains(key));
         self.0.publish(&mut book);
     }
+}
+
+/// Whether a version of a folder would have the name of a model of the configuration, and what is said then.
+fn clash(fixed: &[super::Entry], name: &str, folder: &Folder) -> Option<String> {
+    let key = |version: &u64| Key { name: name.into(), version: *version }.to_string();
+    let names: Vec<String> = folder.wanted.iter().map(key).collect();
+    let entry = fixed.iter().find(|entry| names.iter().any(|name| **name == *entry.key.name))?;
+    Some(format!("a model of the configuration is called `{}`", entry.key.name))
 }

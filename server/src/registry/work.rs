@@ -143,7 +143,8 @@ fn load(inner: &Inner, key: &Key, limit: Option<u64>, progress: &Progress) -> Re
             Some(bytes) if limit.is_some() => {
                 Event::Needs { key: key.clone(), bytes: bytes.saturating_mul(n as u64) }
             }
-            _ => failed(failure.fatal.message),
+            // Clients read it too, and where the repository lies is not their affair.
+            _ => failed(repository.within(&failure.fatal.message)),
         })?;
         served.version = key.version;
         served.label = if n == 1 { key.to_string() } else { format!("{key}#{at}") };

@@ -31,7 +31,8 @@ use crate::{
     node::{READY, Story, prove},
 };
 
-const ENGINE_THREAD: &str = "candela-engine";
+/// Of the first engine of its process, as much as the kernel keeps of a name.
+const ENGINE_THREAD: &str = "candela-1-engin";
 /// What a machine that does other things as well may add to what is promised.
 const BUSY: Duration = Duration::from_secs(5);
 /// Between two looks of the holder at its thread.

@@ -17,7 +17,10 @@ use super::{
     load,
     worker::{Job, Worker},
 };
-use crate::{CancelToken, EngineConfig, LoadError, LoadProgress, ModelFacts, ModelSource, TextError};
+use crate::{
+    CancelToken, EngineConfig, LoadError, LoadProgress, ModelFacts, ModelSource, TextError,
+    kernels::thread_name,
+};
 pub(super) use door::{Door, Phase, State};
 
 /// A loaded encoder; cheap to clone. When the last clone goes, its thread is joined.
@@ -28,6 +31,7 @@ pub struct EncoderEngine {
 
 struct Inner {
     facts: ModelFacts,
+    number: usize,
     limits: EncoderLimits,
     tokens: Tokens,
     namer: Namer,
@@ -123,6 +127,8 @@ pub enum EncoderSubmitError {
 /// What an encoder is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EncoderStats {
+    /// Its number in this process: [`thread_name`] of it is how the names of its threads begin.
+    pub number: usize,
     /// Requests of which some inputs are computed now.
     pub running: usize,
     /// Requests that wait.
@@ -148,7 +154,7 @@ impl EncoderEngine {
     ) -> Result<Self, LoadError> {
         let loaded = load::load(source, config, progress)?;
         let limits = loaded.limits;
-        let pulse = loaded.body.pool().pulse();
+        let (number, pulse) = (loaded.body.pool().number(), loaded.body.pool().pulse());
         let door = Arc::new(Door {
             state: Mutex::new(State {
                 queue: VecDeque::new(),
@@ -181,11 +187,12 @@ impl EncoderEngine {
             door: Arc::clone(&door),
         };
         let thread = thread::Builder::new()
-            .name("candela-encoder".to_owned())
+            .name(format!("{}encoder", thread_name(number)))
             .spawn(move || worker.run())
             .map_err(LoadError::Thread)?;
         let inner = Inner {
             facts: loaded.facts,
+            number,
             limits,
             namer: Namer::new(loaded.labels, &loaded.tokens.text.tokenizer),
             tokens: loaded.tokens,
@@ -320,6 +327,7 @@ impl EncoderEngine {
         }
         let resting = state.idle && state.queue.is_empty();
         EncoderStats {
+            number: self.inner.number,
             running: state.rests.len(),
             queued: state.queue.len(),
             queued_tokens: state.queued_tokens,

@@ -171,7 +171,12 @@ fn folder(
         .files()
         .map(|(name, bytes)| format!("{}  {name}\n", files::sha256(bytes, &mut |n| meter.add(n as u64))))
         .collect();
-    let (parameters, quantization) = weights.parameters();
+    let (parameters, stored) = weights.parameters();
+    // Of the matrices, which are all of the work; tables that rows are taken from stay what they are.
+    let quantization = match config.quantization {
+        None => stored,
+        Some(quantization) => quantization.label().to_owned(),
+    };
     let digest = format!("sha256:{}", files::sha256(list.concat().as_bytes(), &mut |_| ()));
     let threads = config.threads.or_else(|| thread::available_parallelism().ok().map(usize::from));
     let pool = Arc::new(Pool::new(threads.unwrap_or(1)).map_err(LoadError::Thread)?);

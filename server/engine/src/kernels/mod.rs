@@ -31,7 +31,8 @@ pub(crate) use isa::Isa;
 pub use kv_store::KvType;
 pub(crate) use kv_store::{BLOCK_TOKENS, KvStore};
 pub(crate) use matrix::{Linear, PackedFormat, PackedMatrix, Scratch};
-pub(crate) use pool::{Pool, Pulse, THREAD_NAME};
+pub use pool::thread_name;
+pub(crate) use pool::{Pool, Pulse, is_worker};
 pub(crate) use raw::{RawTensor, StoredType};
 pub(crate) use rows::{
     Activation, HeadColumns, Rotation, activate, add, gated, layer_norm, rms_norm, rms_norm_heads, rope,

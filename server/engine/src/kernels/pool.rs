@@ -20,11 +20,13 @@ use std::{
 const SPINS: u32 = 1500;
 /// Rounds before the caller gives its core away while it waits for the last tasks.
 const WAIT_SPINS: u32 = 20_000;
-pub(crate) const THREAD_NAME: &str = "candela-kernel";
+/// Pools so far.
+static POOLS: AtomicUsize = AtomicUsize::new(0);
 
 /// Threads of one engine; the caller of [`Pool::run`] is one of them.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
+    number: usize,
     workers: Vec<JoinHandle<()>>,
     /// One call at a time.
     gate: Mutex<()>,
@@ -73,19 +75,42 @@ struct Shared {
 thread_local! {
     /// This thread is inside a task: a call from there runs on it alone.
     static INSIDE: Cell<bool> = const { Cell::new(false) };
+    /// It was started by a pool.
+    static WORKER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this is a thread of a pool, and not one that called it.
+pub(crate) fn is_worker() -> bool {
+    WORKER.get()
+}
+
+/// The name of all threads of an engine begins so, in the 15 bytes that the kernel keeps of a name: who looks at
+/// `/proc` can tell one engine's threads from another's.
+pub fn thread_name(engine: usize) -> String {
+    format!("candela-{engine}-")
 }
 
 impl Pool {
     /// Starts `threads - 1` threads.
     pub(crate) fn new(threads: usize) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
-        let mut pool = Self { shared: Arc::clone(&shared), workers: Vec::new(), gate: Mutex::new(()) };
+        let number = POOLS.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut pool =
+            Self { shared: Arc::clone(&shared), number, workers: Vec::new(), gate: Mutex::new(()) };
         for i in 1..threads {
             let shared = Arc::clone(&shared);
-            let builder = thread::Builder::new().name(format!("{THREAD_NAME}-{i}"));
-            pool.workers.push(builder.spawn(move || shared.work())?);
+            let builder = thread::Builder::new().name(format!("{}{i}", thread_name(number)));
+            pool.workers.push(builder.spawn(move || {
+                WORKER.set(true);
+                shared.work();
+            })?);
         }
         Ok(pool)
+    }
+
+    /// Of all pools of the process; the first is 1.
+    pub(crate) fn number(&self) -> usize {
+        self.number
     }
 
     pub(crate) fn pulse(&self) -> Pulse {

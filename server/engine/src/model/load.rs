@@ -29,10 +29,7 @@ impl<'a> Source<'a> {
     /// The name of the type to which more than half of `parameters` were quantised, as GGUF has it.
     pub(crate) fn most_became(&self, parameters: u64) -> Option<&'static str> {
         let most = self.quantized > parameters / 2;
-        self.quantization.filter(|_| most).map(|quantization| match quantization {
-            Quantization::Q8 => "Q8_0",
-            Quantization::Q4 => "Q4_0",
-        })
+        self.quantization.filter(|_| most).map(Quantization::label)
     }
 
     /// Bytes that the packed matrix will hold.

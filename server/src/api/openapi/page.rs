@@ -136,7 +136,7 @@ fn errors() -> Vec<ApiError> {
         ApiError::QueueFull { retry_after: second },
         ApiError::Engine("the cause is in the log".to_owned()),
         ApiError::Loading { phase: "Load" },
-        ApiError::Unavailable { model: model(), why: "it is being unloaded".to_owned() },
+        ApiError::Unavailable { model: model(), why: "it is being unloaded".to_owned(), passes: true },
         ApiError::ShuttingDown,
         ApiError::Deadline { limit: 600 * second },
         ApiError::FirstToken { limit: 60 * second },

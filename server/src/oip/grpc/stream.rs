@@ -12,7 +12,10 @@ use std::{
 use candela_oip::inference::{ModelInferRequest, ModelInferResponse, ModelStreamInferResponse};
 use futures::{FutureExt, Stream, StreamExt, future, stream, stream::BoxStream};
 use serde_json::{Map, Value};
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use tonic::{Status, Streaming};
 
 use super::{
@@ -46,28 +49,46 @@ pub(super) fn responses(
     let left = Arc::new(AtomicBool::new(false));
     let leaving = Arc::clone(&left);
     let ours = Arc::clone(&app);
+    let (asked, answering) = watch::channel(0usize);
     let messages = stream::unfold(messages, move |mut messages| {
-        let (app, leaving) = (Arc::clone(&ours), Arc::clone(&leaving));
+        let (app, leaving, mut answering) = (Arc::clone(&ours), Arc::clone(&leaving), answering.clone());
         async move {
-            let next = tokio::select! {
-                biased;
-                next = timeout(app.limits.request, messages.message()) => next.unwrap_or_else(|_| {
-                    leaving.store(true, Relaxed);
-                    Ok(None)
-                }),
-                () = app.lifecycle.reached(Stage::Closing) => {
-                    leaving.store(true, Relaxed);
-                    return None;
+            // As long as a connection may rest: whoever waits for an answer does not.
+            let rested = async {
+                loop {
+                    // The sender lives as long as the call, so waiting cannot fail.
+                    let _ = answering.wait_for(|n| *n == 0).await;
+                    let begun = timeout(app.limits.idle, answering.wait_for(|n| *n > 0)).await;
+                    if begun.is_err() {
+                        return;
+                    }
                 }
             };
-            next.transpose().map(|next| (next, messages))
+            tokio::select! {
+                biased;
+                next = messages.message() => next.transpose().map(|next| (next, messages)),
+                () = rested => {
+                    leaving.store(true, Relaxed);
+                    None
+                }
+                () = app.lifecycle.reached(Stage::Closing) => {
+                    leaving.store(true, Relaxed);
+                    None
+                }
+            }
         }
     });
     let answered = messages.flat_map_unordered(SIDE_BY_SIDE, move |message| match message {
         Err(status) => stream::once(future::ready(Err(status))).boxed(),
         Ok(message) => {
             let known = Known { since: Since { arrived: Instant::now(), ..known.since }, ..known.clone() };
-            of_one(Arc::clone(&app), known, message).map(Ok).boxed()
+            let answered = Answering::begin(&asked);
+            of_one(Arc::clone(&app), known, message)
+                .map(move |response| {
+                    let _ = &answered;
+                    Ok(response)
+                })
+                .boxed()
         }
     });
     let end = stream::once(future::lazy(move |_| left.load(Relaxed)));
@@ -78,6 +99,22 @@ pub(super) fn responses(
         future::ready(left.then_some(Err(status)))
     });
     answered.chain(end)
+}
+
+/// One request of a call, until its last response is made.
+struct Answering(watch::Sender<usize>);
+
+impl Answering {
+    fn begin(all: &watch::Sender<usize>) -> Self {
+        all.send_modify(|n| *n += 1);
+        Self(all.clone())
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.send_modify(|n| *n -= 1);
+    }
 }
 
 /// Everything that one request is answered.
