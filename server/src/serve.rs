@@ -85,7 +85,8 @@ impl Options {
 fn check_device(options: &Options) -> Result<(), Fatal> {
     let refuse = |what: String| {
         let message = format!(
-            "{what}, but this build of candela-server has no CUDA: use an image that has it, or pass `--device cpu`"
+            "{what}, but candela-server computes on CPUs only so far: serve the model with the engine `Custom`, leave \
+             the accelerator out, or pass `--device cpu`"
         );
         Err(Fatal::new(ExitReason::DeviceUnsupported, message))
     };
